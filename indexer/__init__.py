@@ -1,0 +1,32 @@
+"""Writes an index and owns its format."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from indexer.api import Index, build_index
+    from indexer.errors import IndexerError
+    from indexer.features import HiddenState
+    from indexer.progress import BuildReport, Phase, Progress
+
+__all__ = ["BuildReport", "HiddenState", "Index", "IndexerError", "Phase", "Progress", "build_index"]
+
+_HOMES = {
+    "BuildReport": "indexer.progress",
+    "HiddenState": "indexer.features",
+    "Index": "indexer.api",
+    "IndexerError": "indexer.errors",
+    "Phase": "indexer.progress",
+    "Progress": "indexer.progress",
+    "build_index": "indexer.api",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for, so that the command line starts without numpy."""
+    if name not in _HOMES:
+        msg = f"module 'indexer' has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,1 @@
+"""FAISS indexes over the vector file: kinds, and generations of them."""

@@ -1,0 +1,181 @@
+"""The Python interface: `build_index` makes an index, `Index` changes one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from indexer.ann.kinds import Kind
+from indexer.build import BuildOptions, run_build
+from indexer.config import Dtype, EncoderOptions, IfExists, OnError, Pooling, ReadOptions, VectorDtype, choice
+from indexer.corpus import Source
+from indexer.delete import DeleteReport, delete_documents
+from indexer.progress import BuildReport, OnProgress
+from indexer.snapshot import SnapshotReader
+from indexer.verify import verify_index
+
+
+def build_index(
+    source: Source | Sequence[str | Path],
+    out: str | Path,
+    *,
+    model: str | None = None,
+    revision: str | None = None,
+    pooling: str | Pooling | None = None,
+    max_length: int | None = None,
+    query_prompt: str | None = None,
+    doc_prompt: str | None = None,
+    chunk_tokens: int | None = None,
+    chunk_overlap: int | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    batch_tokens: int | None = None,
+    vector_dtype: str | VectorDtype | None = None,
+    text_field: str | Sequence[str] | None = None,
+    id_field: str | None = None,
+    columns: Sequence[str] | None = None,
+    kind: str | Kind = Kind.AUTO,
+    on_error: str | OnError = OnError.STOP,
+    max_errors: int | None = None,
+    if_exists: str | IfExists = IfExists.UPSERT,
+    prune: bool = False,
+    on_progress: OnProgress | None = None,
+) -> BuildReport:
+    """Build an index, resume one that was cut off, or bring one up to date.
+
+    Records that the index has already are found by id and content and are not encoded again. At least every 2,048 texts
+    or 2 seconds what is encoded is committed, and can be searched at once.
+
+    Args:
+        source: a file, a directory, `hf:…`, `sqlite:…`, `-` (JSONL on stdin), several of these, any iterable of
+            mappings, or a `datasets` data set.
+        out: the index directory; new, or an index.
+        model: hub id, directory or `package:NAME`; the default is that of the index, else BAAI/bge-small-en-v1.5.
+        revision: branch, tag or commit on the hub.
+        pooling: cls (position 0 of the last layer, the default), mean, last, or auto (what the model declares).
+        max_length: tokens after which a text is cut, with the special ones; the default is the model's own.
+        query_prompt: put before every query.
+        doc_prompt: put before every text.
+        chunk_tokens: cut documents into passages of so many tokens, with special tokens and the prompt; the default is
+            to keep them whole.
+        chunk_overlap: tokens that neighbouring passages share.
+        dtype: auto, float32, float16 or bfloat16: what the model computes in.
+        device: e.g. cuda:0 or cpu; the default is the first GPU, else the CPU.
+        batch_tokens: tokens of one forward pass, with padding.
+        vector_dtype: f16 (default) or f32: how vectors are stored.
+        text_field: the field or fields that make the text; several are joined by a space.
+        id_field: the field that is the id; the default is the first of id, _id, doc_id, else a hash of the record.
+        columns: names of the columns of CSV or TSV without a header.
+        kind: auto or flat.
+        on_error: stop raises on the first record that cannot be used, skip lists it in `rejects.jsonl`.
+        max_errors: with skip, how many may be rejected before the build stops.
+        if_exists: upsert, skip or error: what becomes of a record whose id is there with other content.
+        prune: drop documents of these sources that the sources no longer have.
+        on_progress: called after each commit.
+
+    Returns:
+        Counts, seconds and bytes.
+
+    Raises:
+        CorpusError: a source or record that cannot be used.
+        UsageError: an option that cannot be used, or that contradicts the index.
+        ModelNotFoundError: the model cannot be had here.
+        IndexLockedError: another writer holds the index.
+        StorageError: the file system refused a write.
+    """
+    options = BuildOptions(
+        encoder=EncoderOptions(
+            model=model,
+            revision=revision,
+            pooling=None if pooling is None else choice(Pooling, pooling, "pooling"),
+            max_length=max_length,
+            query_prompt=query_prompt,
+            doc_prompt=doc_prompt,
+            chunk_tokens=chunk_tokens,
+            chunk_overlap=chunk_overlap,
+            dtype=choice(Dtype, dtype, "dtype"),
+            device=device,
+            batch_tokens=batch_tokens,
+        ),
+        read=_read_options(text_field, id_field, columns),
+        vector_dtype=None if vector_dtype is None else choice(VectorDtype, vector_dtype, "vector-dtype"),
+        kind=choice(Kind, kind, "kind"),
+        on_error=choice(OnError, on_error, "on-error"),
+        max_errors=max_errors,
+        if_exists=choice(IfExists, if_exists, "if-exists"),
+        prune=prune,
+    )
+    return run_build(_as_sources(source), Path(out), options, on_progress=on_progress)
+
+
+def _read_options(
+    text_field: str | Sequence[str] | None, id_field: str | None, columns: Sequence[str] | None
+) -> ReadOptions | None:
+    fields = (text_field,) if isinstance(text_field, str) else tuple(text_field or ())
+    if not (fields or id_field or columns):
+        return None
+    return ReadOptions(
+        text_fields=fields or ReadOptions().text_fields,
+        id_field=id_field,
+        columns=tuple(columns) if columns else None,
+    )
+
+
+def _as_sources(source: Source | Sequence[str | Path]) -> list[Source]:
+    """Return a list of sources for one source or several; a list of mappings is one source."""
+    if isinstance(source, (list, tuple)) and source and all(isinstance(item, (str, Path)) for item in source):
+        return list(source)
+    return [source]  # type: ignore[list-item]
+
+
+class Index:
+    """Changes an index that exists; each call takes the writer's lock for itself."""
+
+    def __init__(self, directory: str | Path) -> None:
+        """Name an index.
+
+        Raises:
+            IndexNotFoundError: there is no index at the path.
+        """
+        self.directory = Path(directory)
+        SnapshotReader(self.directory).close()
+
+    def add(
+        self,
+        source: Source | Sequence[str | Path],
+        *,
+        text_field: str | Sequence[str] | None = None,
+        id_field: str | None = None,
+        columns: Sequence[str] | None = None,
+        device: str | None = None,
+        on_error: str | OnError = OnError.STOP,
+        max_errors: int | None = None,
+        if_exists: str | IfExists = IfExists.UPSERT,
+        on_progress: OnProgress | None = None,
+    ) -> BuildReport:
+        """Add or update documents by id; arguments and errors are those of `build_index`."""
+        options = BuildOptions(
+            encoder=EncoderOptions(device=device),
+            read=_read_options(text_field, id_field, columns),
+            on_error=choice(OnError, on_error, "on-error"),
+            max_errors=max_errors,
+            if_exists=choice(IfExists, if_exists, "if-exists"),
+            adds=True,
+        )
+        return run_build(_as_sources(source), self.directory, options, on_progress=on_progress)
+
+    def delete(self, ids: Sequence[str] = (), *, where: str | Mapping[str, object] | None = None) -> DeleteReport:
+        """Delete documents by id, and those that meet a filter; their bytes stay until the index is compacted.
+
+        Returns:
+            How many were deleted, and how many ids the index did not have.
+
+        Raises:
+            FilterError: the filter cannot be understood.
+            IndexLockedError: another writer holds the index.
+        """
+        return delete_documents(self.directory, ids, where)
+
+    def verify(self, *, deep: bool = False) -> list[str]:
+        """Check the index, with `deep` every byte, and return the problems, one line each."""
+        return verify_index(self.directory, deep=deep)

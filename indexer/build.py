@@ -1,0 +1,370 @@
+"""The only place that knows the order of work: from sources to a searchable index."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.ann.generation import build_generation, is_usable, require_faiss
+from indexer.ann.kinds import Kind, choose_kind
+from indexer.changes import Changes
+from indexer.config import EncoderOptions, IfExists, OnError, ReadOptions, VectorDtype
+from indexer.corpus import Source, check_sources, read_corpus, source_name
+from indexer.documents import Document, Place
+from indexer.encoder.contract import CANARY_TEXTS, Contract
+from indexer.errors import ContractError, CorpusError, EncoderError, IndexNotFoundError, UsageError
+from indexer.files import DATABASE, LOCK, is_own_name, storage_errors
+from indexer.ingest import COMMIT_SECONDS, COMMIT_TEXTS, Ingest, TextEncoder
+from indexer.lock import writer_lock
+from indexer.progress import BuildReport, OnProgress, Phase, Progress, Stopwatch
+from indexer.snapshot import SnapshotReader
+from indexer.store import Store, now
+from indexer.vectors import VectorReader
+
+REJECTS = "rejects.jsonl"
+TAIL_SLOTS = 20_000
+DEAD_SHARE = 0.2
+CANARY_COSINE = 0.999
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildOptions:
+    """How a build goes about its work; None leaves a value to the index, then to the default.
+
+    `max_errors` counts rejected records, with `on_error` skip; None is no limit. `prune_most` lets `prune` drop more
+    than half of a source. `adds` is for sources that add to an index that exists; they may be read in their own way.
+    """
+
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    read: ReadOptions | None = None
+    vector_dtype: VectorDtype | None = None
+    kind: Kind = Kind.AUTO
+    on_error: OnError = OnError.STOP
+    max_errors: int | None = None
+    if_exists: IfExists = IfExists.UPSERT
+    prune: bool = False
+    prune_most: bool = False
+    adds: bool = False
+
+
+class TextEncoderLoader(Protocol):
+    """Makes the encoder of a build: from options alone, or for an index with a contract."""
+
+    def __call__(self, options: EncoderOptions, *, contract: Contract | None) -> TextEncoder: ...  # noqa: D102
+
+
+def run_build(
+    sources: Sequence[Source],
+    directory: Path,
+    options: BuildOptions,
+    *,
+    load_encoder: TextEncoderLoader | None = None,
+    on_progress: OnProgress | None = None,
+) -> BuildReport:
+    """Build an index, resume one that was cut off, or bring one up to date; `build_index` says more.
+
+    Args:
+        sources: what to read, in this order.
+        directory: of the index.
+        options: how.
+        load_encoder: makes the encoder; the default loads the model with torch.
+        on_progress: called after each commit.
+    """
+    watch, report = Stopwatch(), BuildReport()
+    tell = on_progress or _tell_nobody
+    check_sources(sources)
+    require_faiss()
+    recorded = read_recorded(directory)
+    if recorded is None and options.adds:
+        msg = f"{directory} is not an index; build one with: index build SOURCE --out {directory}"
+        raise IndexNotFoundError(msg)
+    if recorded is None:
+        _check_target(directory)
+    read = _settle(options, recorded)
+    tell(Progress(phase=Phase.LOAD))
+    with watch.stage("load"):
+        encoder = (load_encoder or _load_bulk)(options.encoder, contract=recorded.contract if recorded else None)
+    report.warnings += encoder.warnings
+    tell(Progress(phase=Phase.ENCODE, warnings=tuple(encoder.warnings)))
+    with storage_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    with writer_lock(directory), closing(_open_store(directory, encoder, options, read, recorded)) as store:
+        run = _Run(store, encoder, options, read, report, watch, tell)
+        run.read_all(sources)
+        tell(Progress(phase=Phase.INDEX, n_documents=run.n_documents, fraction=1.0))
+        with watch.stage("index"):
+            bring_generation_up_to_date(store, options.kind)
+        counts = store.counts()
+    report.documents, report.passages = counts["documents"], counts["passages"]
+    stages = ("load", "read", "tokenize", "encode", "commit", "index")
+    watch.seconds.update(encoder.seconds)
+    report.seconds = {name: watch.seconds[name] for name in stages} | {"total": watch.total_s()}
+    report.bytes = sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+    tell(Progress(phase=Phase.DONE, n_documents=run.n_documents, n_encoded=report.encoded, fraction=1.0))
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What an index records of how it is made."""
+
+    contract: Contract
+    read: ReadOptions
+    vector_dtype: VectorDtype
+    n_rows: int
+
+
+def read_recorded(directory: Path) -> Recorded | None:
+    """Return what the index at a path records, None when there is no index yet.
+
+    Raises:
+        IndexFormatError: this version cannot read it.
+        IndexCorruptError: the database is damaged.
+    """
+    try:
+        reader = SnapshotReader(directory)
+    except IndexNotFoundError:
+        return None
+    with closing(reader):
+        read, snapshot = reader.setting("read"), reader.snapshot()
+        return Recorded(
+            Contract.from_json(reader.setting("contract")),
+            ReadOptions(
+                text_fields=tuple(read["text_fields"]),
+                id_field=read["id_field"],
+                columns=tuple(read["columns"]) if read["columns"] else None,
+            ),
+            snapshot.layout.dtype,
+            snapshot.n_rows,
+        )
+
+
+def _tell_nobody(_progress: Progress) -> None:
+    """Take the place of a callback that nobody gave."""
+
+
+def _check_target(directory: Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        msg = f"{directory} is a file; give --out a directory that is new, empty or an index"
+        raise UsageError(msg)
+    if directory.is_dir():
+        ours = {DATABASE, f"{DATABASE}-journal", LOCK, REJECTS}
+        foreign = sorted(p.name for p in directory.iterdir() if p.name not in ours and not is_own_name(p.name))
+        if foreign:
+            msg = f"{directory} is not an index and holds other files ({foreign[0]}); give --out another directory"
+            raise UsageError(msg)
+
+
+def _settle(options: BuildOptions, recorded: Recorded | None) -> ReadOptions:
+    """Return how records are read, after refusing options that contradict the index."""
+    if recorded is None:
+        return options.read or ReadOptions()
+    advice = "leave the option out, or build another directory"
+    if options.vector_dtype not in (None, recorded.vector_dtype):
+        raise ContractError("vector-dtype", recorded.vector_dtype.value, options.vector_dtype.value, advice)
+    if options.read is None:
+        return recorded.read
+    if options.adds or recorded.n_rows == 0:
+        return options.read
+    for option, name in (("text-field", "text_fields"), ("id-field", "id_field"), ("columns", "columns")):
+        stored, given = getattr(recorded.read, name), getattr(options.read, name)
+        if stored != given:
+            raise ContractError(option, _shown(stored), _shown(given), advice)
+    return options.read
+
+
+def _shown(value: str | tuple[str, ...] | None) -> str | None:
+    return ",".join(value) if isinstance(value, tuple) else value
+
+
+def _load_bulk(options: EncoderOptions, *, contract: Contract | None) -> TextEncoder:
+    from indexer.encoder.bulk import BulkEncoder
+
+    return BulkEncoder.load(options, contract=contract)
+
+
+def _open_store(
+    directory: Path, encoder: TextEncoder, options: BuildOptions, read: ReadOptions, recorded: Recorded | None
+) -> Store:
+    with storage_errors(directory):
+        if recorded is not None:
+            store = Store.open(directory)
+            try:
+                check_canaries(store.canaries(), encoder)
+                if store.n_rows == 0:
+                    store.set_setting("read", asdict(read))
+            except BaseException:
+                store.close()
+                raise
+            return store
+        if read_recorded(directory) is not None:
+            msg = f"{directory} became an index while the model was loaded; run again to add to it"
+            raise UsageError(msg)
+        settings: dict[str, object] = {
+            "contract": encoder.contract.to_json(),
+            "read": json.loads(json.dumps(asdict(read))),
+            "recorded": {
+                "clsindex": version("clsindex"),
+                "device": encoder.device,
+                "dtype": encoder.dtype,
+                "engine": encoder.engine,
+            },
+        }
+        return Store.create(
+            directory,
+            dim=encoder.contract.dim,
+            vector_dtype=options.vector_dtype or VectorDtype.F16,
+            settings=settings,
+            canaries=list(zip(CANARY_TEXTS, encoder.encode(CANARY_TEXTS), strict=True)),
+        )
+
+
+def check_canaries(canaries: Sequence[tuple[str, NDArray[np.float32]]], encoder: TextEncoder) -> None:
+    """Check that the encoder still gives the vectors that it gave when the index was created.
+
+    Args:
+        canaries: texts with their vectors, (d,) float32.
+        encoder: the one to check.
+
+    Raises:
+        EncoderError: a cosine is below 0.999.
+    """
+    vectors = encoder.encode([text for text, _ in canaries])
+    cosines = [float(now_ @ then) for now_, (_, then) in zip(vectors, canaries, strict=True)]
+    if not all(cosine >= CANARY_COSINE for cosine in cosines):  # a NaN is not
+        msg = (
+            f"the model no longer gives the vectors that it gave when the index was created (cosine {min(cosines):.4f} "
+            f"on a canary text, at least {CANARY_COSINE} is needed); use the same model and libraries, or build anew"
+        )
+        raise EncoderError(msg)
+
+
+class _Run:
+    """One pass over the sources."""
+
+    def __init__(
+        self,
+        store: Store,
+        encoder: TextEncoder,
+        options: BuildOptions,
+        read: ReadOptions,
+        report: BuildReport,
+        watch: Stopwatch,
+        tell: OnProgress,
+    ) -> None:
+        self._store = store
+        self._options = options
+        self._read = read
+        self._report = report
+        self._watch = watch
+        self._tell = tell
+        self._fractions = (0.0, 0.0)
+        self._window_size = 0
+        self.n_documents = 0
+        skips = options.on_error is OnError.SKIP
+        self._ingest = Ingest(
+            store,
+            encoder,
+            report,
+            watch,
+            if_exists=options.if_exists,
+            on_reject=self._on_reject if skips else None,
+            on_commit=self._on_commit,
+        )
+        self._on_reject_or_none = self._on_reject if skips else None
+        (store.directory / REJECTS).unlink(missing_ok=True)
+
+    def read_all(self, sources: Sequence[Source]) -> None:
+        """Read the sources to their end; the index is marked incomplete until then."""
+        streams = [
+            read_corpus([source], self._read, on_skip=self._on_skip, on_reject=self._on_reject_or_none)
+            for source in sources
+        ]
+        if not self._options.adds:
+            self._store.set_complete(False)
+        for number, (source, documents) in enumerate(zip(sources, streams, strict=True)):
+            with closing(documents):
+                while window := self._next_window(documents):
+                    end = window[-1].place.fraction
+                    self._fractions = (self._fractions[1], -1.0 if end is None else (number + end) / len(sources))
+                    self._window_size = len(window)
+                    self._ingest.take(window, source_name(source))
+                    self.n_documents += len(window)
+        if not self._options.adds:
+            self._store.set_complete(True)
+        if self._options.prune:
+            for source in sources:
+                self._prune(source_name(source))
+
+    def _prune(self, source: str) -> None:
+        """Drop what the source had before this run and has no longer, if it was read to its end without an error."""
+        if self._report.rejected:
+            self._report.warnings.append(f"nothing was pruned, because {self._report.rejected} records were rejected")
+            return
+        rows = self._store.rows_of_source(source)
+        gone = self._ingest.unseen_rows(rows)
+        if len(gone) > len(rows) / 2 and not self._options.prune_most:
+            msg = f"--prune would drop {len(gone)} of {len(rows)} documents of {source}; add --yes if that is meant"
+            raise UsageError(msg)
+        if gone:
+            self._store.commit(Changes(gone=gone), self._store.no_vectors())
+            self._report.deleted += len(gone)
+
+    def _next_window(self, documents: Iterator[Document]) -> list[Document]:
+        window: list[Document] = []
+        deadline_s = time.monotonic() + COMMIT_SECONDS
+        with self._watch.stage("read"):
+            for document in documents:
+                window.append(document)
+                if len(window) >= COMMIT_TEXTS or time.monotonic() >= deadline_s:
+                    break
+        return window
+
+    def _on_commit(self, share: float) -> None:
+        start, end = self._fractions
+        self._tell(
+            Progress(
+                phase=Phase.ENCODE,
+                n_documents=self.n_documents + round(share * self._window_size),
+                n_encoded=self._report.encoded,
+                n_tokens=self._report.tokens,
+                fraction=None if end < 0 else max(0.0, start) + (end - max(0.0, start)) * share,
+            )
+        )
+
+    def _on_skip(self, _place: Place, reason: str) -> None:
+        self._report.skipped[reason] += 1
+
+    def _on_reject(self, error: CorpusError) -> None:
+        self._report.rejected += 1
+        path = self._store.directory / REJECTS
+        record = {"source": error.source, "line": error.line, "reason": error.reason}
+        with storage_errors(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        if self._options.max_errors is not None and self._report.rejected > self._options.max_errors:
+            reason = f"{error.reason}; this is one more than --max-errors {self._options.max_errors}"
+            raise CorpusError(error.source, error.line, reason) from error
+
+
+def bring_generation_up_to_date(store: Store, kind: Kind) -> None:
+    """Build a new generation where there is none, the tail is long, or many slots are dead; else do nothing."""
+    if store.n_rows == 0:
+        return
+    current = next((row for row in store.generations() if row.vector_file == store.vector_file), None)
+    n_dead = store.counts()["dead"]
+    if current is not None and is_usable(store.directory, current, store.layout.dim):
+        n_newly_dead = n_dead - int(str(current.details.get("n_dead", 0)))
+        if store.n_rows - current.n_slots <= TAIL_SLOTS and n_newly_dead <= DEAD_SHARE * store.n_rows:
+            return
+    with VectorReader(store.directory, store.vector_file, store.layout, store.n_rows) as vectors:
+        generation = build_generation(store.directory, vectors, choose_kind(kind), now())
+    store.replace_generation(replace(generation, details={**generation.details, "n_dead": n_dead}))

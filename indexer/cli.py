@@ -1,0 +1,280 @@
+"""The commands that write an index, and those that look at it without a model."""
+
+from __future__ import annotations
+
+from json import dumps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from indexer.ann.kinds import Kind
+from indexer.config import DEFAULT_MODEL, Dtype, IfExists, OnError, Pooling, VectorDtype
+
+app = typer.Typer(
+    name="index",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"auto_envvar_prefix": "INDEX", "help_option_names": ["-h", "--help"]},
+    help="Semantic search over your texts: [CLS] vectors in FAISS, texts and metadata in SQLite.",
+    epilog="Options can also be set as INDEX_<COMMAND>_<OPTION>, e.g. INDEX_BUILD_MODEL. --debug shows tracebacks.",
+)
+
+SourceArgument = Annotated[
+    list[str], typer.Argument(metavar="SOURCE", help="File, directory, hf:NAME, sqlite:FILE?sql=..., or - (stdin).")
+]
+DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The index directory.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the reply as JSON.")]
+TextFieldOption = Annotated[
+    list[str] | None,
+    typer.Option("--text-field", help="Field that makes the text; repeat it to join several. Default: text."),
+]
+IdFieldOption = Annotated[
+    str | None,
+    typer.Option(help="Field that is the id. Default: first of id, _id, doc_id; else a hash of the record."),
+]
+ColumnsOption = Annotated[str | None, typer.Option(help="Column names a,b,c of CSV or TSV without a header.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu. Default: the first GPU, else the CPU.")]
+OnErrorOption = Annotated[OnError, typer.Option(help="What a record that cannot be used does to the run.")]
+MaxErrorsOption = Annotated[int | None, typer.Option(min=0, help="With --on-error skip: stop after this many.")]
+IfExistsOption = Annotated[IfExists, typer.Option(help="A record whose id is there with other content.")]
+
+
+@app.command()
+def build(
+    source: SourceArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The index directory, new or an index.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help=f"Hub id, directory or package:NAME. Default: {DEFAULT_MODEL}."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    pooling: Annotated[Pooling | None, typer.Option(help="Default: cls.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens after which a text is cut. Default: the model's.")
+    ] = None,
+    query_prompt: Annotated[str | None, typer.Option(help="Text (or name of a prompt) put before every query.")] = None,
+    doc_prompt: Annotated[str | None, typer.Option(help="Text (or name of a prompt) put before every text.")] = None,
+    chunk_tokens: Annotated[
+        int | None, typer.Option(help="Cut documents into passages of so many tokens. Default: documents stay whole.")
+    ] = None,
+    chunk_overlap: Annotated[
+        int | None, typer.Option(help="Tokens that neighbouring passages share. Default: 0.")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="What the model computes in.")] = Dtype.AUTO,
+    device: DeviceOption = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward pass, with padding.")] = None,
+    vector_dtype: Annotated[VectorDtype | None, typer.Option(help="How vectors are stored. Default: f16.")] = None,
+    text_field: TextFieldOption = None,
+    id_field: IdFieldOption = None,
+    columns: ColumnsOption = None,
+    kind: Annotated[Kind, typer.Option(help="Kind of FAISS index.")] = Kind.AUTO,
+    on_error: OnErrorOption = OnError.STOP,
+    max_errors: MaxErrorsOption = None,
+    if_exists: IfExistsOption = IfExists.UPSERT,
+    prune: Annotated[bool, typer.Option("--prune", help="Drop documents that left their source.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Let --prune drop more than half of a source.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Build an index; run it again to resume it, or to bring it up to date."""
+    from indexer.build import BuildOptions
+    from indexer.config import EncoderOptions
+
+    options = BuildOptions(
+        encoder=EncoderOptions(
+            model=model,
+            revision=revision,
+            pooling=pooling,
+            max_length=max_length,
+            query_prompt=query_prompt,
+            doc_prompt=doc_prompt,
+            chunk_tokens=chunk_tokens,
+            chunk_overlap=chunk_overlap,
+            dtype=dtype,
+            device=device,
+            batch_tokens=batch_tokens,
+        ),
+        read=_read_options(text_field, id_field, columns),
+        vector_dtype=vector_dtype,
+        kind=kind,
+        on_error=on_error,
+        max_errors=max_errors,
+        if_exists=if_exists,
+        prune=prune,
+        prune_most=yes,
+    )
+    _run(source, out, options, json)
+
+
+@app.command()
+def add(
+    directory: DirectoryArgument,
+    source: SourceArgument,
+    text_field: TextFieldOption = None,
+    id_field: IdFieldOption = None,
+    columns: ColumnsOption = None,
+    device: DeviceOption = None,
+    on_error: OnErrorOption = OnError.STOP,
+    max_errors: MaxErrorsOption = None,
+    if_exists: IfExistsOption = IfExists.UPSERT,
+    json: JsonOption = False,
+) -> None:
+    """Add or update documents by id."""
+    from indexer.build import BuildOptions
+    from indexer.config import EncoderOptions
+
+    options = BuildOptions(
+        encoder=EncoderOptions(device=device),
+        read=_read_options(text_field, id_field, columns),
+        on_error=on_error,
+        max_errors=max_errors,
+        if_exists=if_exists,
+        adds=True,
+    )
+    _run(source, directory, options, json)
+
+
+@app.command()
+def delete(
+    directory: DirectoryArgument,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of documents.")] = None,
+    where: Annotated[str | None, typer.Option(help="Delete what meets this filter: JSON, or field=value.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Delete documents by id or by filter; unknown ids are counted."""
+    from dataclasses import asdict
+
+    from indexer.delete import delete_documents
+    from indexer.errors import UsageError
+
+    if not ids and where is None:
+        msg = "nothing to delete: give ids or --where"
+        raise UsageError(msg)
+    report = delete_documents(directory, ids or [], where)
+    if json:
+        print_json(asdict(report))
+    else:
+        unknown = f", {report.unknown:,} ids were unknown" if report.unknown else ""
+        typer.echo(f"{report.deleted:,} documents deleted{unknown}; {report.documents:,} are left")
+
+
+@app.command()
+def info(directory: DirectoryArgument, json: JsonOption = False) -> None:
+    """Say what is in an index, its encoder contract and its generations."""
+    from indexer.info import describe
+
+    facts = describe(directory)
+    if json:
+        print_json(facts)
+    else:
+        typer.echo(_info_text(facts))
+
+
+@app.command()
+def verify(
+    directory: DirectoryArgument,
+    deep: Annotated[bool, typer.Option("--deep", help="Check every byte and every text.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Check an index; problems give exit code 1."""
+    from indexer.verify import verify_index
+
+    problems = verify_index(directory, deep=deep)
+    if json:
+        print_json({"ok": not problems, "problems": problems})
+    else:
+        typer.echo(
+            "\n".join(problems) if problems else f"{directory}: no problem found" + ("" if deep else " (not --deep)")
+        )
+    if problems:
+        raise typer.Exit(1)
+
+
+def print_json(value: object) -> None:
+    """Print one JSON value on a line of its own."""
+    typer.echo(dumps(value, ensure_ascii=False))
+
+
+def _read_options(text_field: list[str] | None, id_field: str | None, columns: str | None) -> Any:  # noqa: ANN401
+    from indexer.config import ReadOptions
+
+    if not (text_field or id_field or columns):
+        return None
+    return ReadOptions(
+        text_fields=tuple(text_field or ReadOptions().text_fields),
+        id_field=id_field,
+        columns=tuple(name.strip() for name in columns.split(",")) if columns else None,
+    )
+
+
+def _run(source: list[str], directory: Path, options: Any, json: bool) -> None:  # noqa: ANN401
+    from indexer.build import REJECTS, run_build
+    from indexer.console import ProgressDisplay, say, stop_on_terminate
+
+    display = ProgressDisplay()
+    try:
+        with stop_on_terminate(), display:
+            report = run_build(source, directory, options, on_progress=display)
+    except KeyboardInterrupt as error:
+        say(f"interrupted: what was committed to {directory} stands; run the same command again to resume")
+        raise typer.Exit(130) from error
+    for warning in report.warnings:
+        if warning not in display.shown:
+            say(f"warning: {warning}")
+    if json:
+        print_json(report.to_json())
+    else:
+        typer.echo(_report_text(directory, report.to_json()))
+    if report.rejected:
+        say(f"{report.rejected:,} records were rejected; they are listed in {directory / REJECTS}")
+        raise typer.Exit(3)
+
+
+def _report_text(directory: Path, report: dict[str, Any]) -> str:
+    seconds = report["seconds"]
+    rate = f" ({report['encoded'] / seconds['encode']:,.0f} texts/s)" if report["encoded"] else ""
+    counts = [f"{report['encoded']:,} encoded{rate}"]
+    counts += [
+        f"{report[name]:,} {word}"
+        for name, word in (
+            ("duplicates", "copied from identical texts"),
+            ("unchanged", "unchanged"),
+            ("updated", "updated"),
+            ("deleted", "dropped"),
+            ("truncated", f"cut at the maximum length ({report['tokens_lost']:,} tokens lost)"),
+        )
+        if report[name]
+    ]
+    counts += [f"{n:,} skipped ({reason})" for reason, n in report["skipped"].items()]
+    stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total")
+    return (
+        f"{directory}: {report['documents']:,} documents, {report['bytes'] / 1e6:,.1f} MB\n"
+        f"  {', '.join(counts)}\n"
+        f"  {seconds['total']:.1f} s: {stages}"
+    )
+
+
+def _info_text(facts: dict[str, Any]) -> str:
+    model, truncation = facts["model"], facts["truncation"]
+    lines = [
+        ("documents", f"{facts['documents']:,}" + ("" if facts["complete"] else " (incomplete: run the build again)")),
+        ("passages", f"{facts['passages']:,}, and {facts['dead']:,} dead slots"),
+        ("model", f"{model['model']}" + (f" at {model['revision']}" if model["revision"] else "")),
+        ("weights", f"sha256 {model['weights_sha256'][:16]}…, {model['architecture']}"),
+        ("vectors", f"{facts['dim']} dimensions, {model['pooling']} pooling, {facts['vector_dtype']}"),
+        ("max length", f"{model['max_length_tokens']} tokens"),
+        (
+            "truncated",
+            f"{truncation['truncated']:,} documents, {truncation['tokens_lost']:,} of {truncation['tokens']:,} tokens",
+        ),
+        ("prompts", f"query {model['query_prompt']!r}, document {model['doc_prompt']!r}"),
+        ("size", f"{facts['bytes'] / 1e6:,.1f} MB"),
+    ]
+    lines += [
+        ("generation", f"{g['kind']} over {g['n_slots']:,} slots, {g['created_at']}") for g in facts["generations"]
+    ]
+    lines += [("tail", f"{facts['tail']:,} slots searched one by one")]
+    lines += [("field", f"{name}: {', '.join(types)}") for name, types in facts["fields"].items()]
+    return "\n".join(f"{name:<11} {value}" for name, value in lines)

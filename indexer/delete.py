@@ -1,0 +1,43 @@
+"""Deleting documents by id or by filter: SQL alone, no file is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from indexer.changes import Changes
+from indexer.filters import compile_filter, parse_filter
+from indexer.lock import writer_lock
+from indexer.snapshot import SnapshotReader
+from indexer.store import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeleteReport:
+    """How many documents were deleted, how many ids the index did not have, and how many documents are left."""
+
+    deleted: int
+    unknown: int
+    documents: int
+
+
+def delete_documents(
+    directory: Path, ids: Sequence[str], where: str | Mapping[str, object] | None = None
+) -> DeleteReport:
+    """Delete documents by id, and those that meet a filter; `Index.delete` says more."""
+    with closing(SnapshotReader(directory)) as reader, writer_lock(directory):
+        rows = set[int]()
+        if where is not None:
+            condition = compile_filter(parse_filter(where), reader.snapshot().fields)
+            rows.update(reader.matching_rows(condition))
+        with closing(Store.open(directory)) as store:
+            wanted = list(dict.fromkeys(ids))
+            known = store.row_ids(wanted)
+            rows.update(known)
+            if rows:
+                store.commit(Changes(gone=sorted(rows)), store.no_vectors())
+            return DeleteReport(
+                deleted=len(rows), unknown=len(wanted) - len(known), documents=store.counts()["documents"]
+            )

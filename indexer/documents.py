@@ -1,0 +1,66 @@
+"""Document and Passage: what is indexed. Stdlib only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TypeAlias
+
+JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
+Metadata: TypeAlias = Mapping[str, JsonValue]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a document came from.
+
+    `source` is the file or source as the user named it; `line` is the 1-based line of a text file (the first line of a
+    record that spans several) or the 1-based record of any other source; `fraction` is the share of all sources, in
+    [0, 1], that was read when the record ended, None when the total is not known.
+    """
+
+    source: str
+    line: int
+    fraction: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One record of a corpus: `text` is what is encoded, `metadata` is everything else, with its JSON types."""
+
+    id: str
+    text: str
+    metadata: Metadata
+    place: Place = field(compare=False)
+
+    def metadata_json(self) -> str:
+        """Return the metadata as it is stored: compact JSON in the order of the source, no NaN."""
+        return json.dumps(self.metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+    def content_hash(self) -> bytes:
+        """Return 16 bytes that change when the text or the metadata (in any key order) changes."""
+        canonical = json.dumps(self.metadata, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        return blake2b(f"{self.text}\0{canonical}".encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What one vector stands for: characters [start, end) of a document, with its tokens before truncation."""
+
+    text: str
+    start: int
+    end: int
+    n_tokens: int
+    n_tokens_lost: int
+
+
+def is_storable(id_: str) -> bool:
+    """Tell whether an index could have an id: a lone surrogate or NUL cannot be stored, and no source has one."""
+    return "\0" not in id_ and not any("\ud800" <= character <= "\udfff" for character in id_)
+
+
+def text_key(text: str) -> int:
+    """Return a signed 64-bit hash of a text; equal texts share it, and a match is confirmed by comparing the texts."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)

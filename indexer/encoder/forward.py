@@ -1,0 +1,255 @@
+"""The forward pass of the BERT family in numpy: one text at a time, float32, so that a query needs no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.config import Pooling
+from indexer.encoder.families import Shape, read_shape
+from indexer.encoder.weights import Weights
+
+Array = NDArray[np.float32]
+
+# erf as a rational function, x * P(x^2) / Q(x^2) on |x| <= 3.83, the approximation of Eigen and XLA for float32; in
+# float64, as here, it is within 4e-8 of the true value (the test checks this).
+_ERF_LIMIT = 3.832506856900711
+_ERF_P = (0.00022905065861350646, 0.0034082910107109506, 0.050955695062380861, 0.18520832239976145, 1.128379143519084)
+_ERF_Q = (
+    *(-1.1791602954361697e-7, 0.000023547966471313185, 0.0010179625278914885, 0.014070470171167667),
+    *(0.11098505178285362, 0.49746925110067538, 1.0),
+)
+
+
+class _UnsupportedError(Exception):
+    """The model lacks a tensor, or has it in another number format; never seen outside."""
+
+
+# OpenBLAS shares a product of more multiplications than this among threads (interface/gemm.c: 65,536 times 4), which
+# spin while they wait: with both cores of a small machine busy, a query then took 430 ms instead of 10. Eight rows at a
+# time are also faster on one thread than all rows at once, up to 128 tokens.
+_ONE_THREAD = 262_144
+_ROWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    weight: Array
+    bias: Array
+    eps: float
+
+    def __call__(self, x: Array) -> Array:
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = np.square(centred).mean(axis=-1, keepdims=True)
+        normed: Array = centred / np.sqrt(variance + self.eps) * self.weight + self.bias
+        return normed
+
+
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    weight: Array
+    bias: Array
+
+    def __call__(self, x: Array) -> Array:
+        return _times(x, self.weight) + self.bias
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    query: _Linear
+    key: _Linear
+    value: _Linear
+    attended: _Linear
+    attended_norm: _Norm
+    up: _Linear
+    down: _Linear
+    norm: _Norm
+
+    def __call__(self, x: Array, rows: slice, n_heads: int, bias: Array | None) -> Array:
+        """Return the new states of `rows` alone, (r, d), from the states of all tokens, (t, d)."""
+        keys, values = _heads(self.key(x), n_heads), _heads(self.value(x), n_heads)
+        kept = np.arange(len(x))[rows]
+        parts = [kept[at : at + _ROWS] for at in range(0, len(kept), _ROWS)]
+        return np.concatenate(
+            [self._advance(x[part], keys, values, None if bias is None else bias[:, part]) for part in parts]
+        )
+
+    def _advance(self, x: Array, keys: Array, values: Array, bias: Array | None) -> Array:
+        queries = _heads(self.query(x), len(keys))
+        scores = queries @ keys.transpose(0, 2, 1) / np.float32(math.sqrt(queries.shape[2]))
+        if bias is not None:
+            scores += bias
+        context = (_softmax(scores) @ values).transpose(1, 0, 2).reshape(x.shape)
+        x = self.attended_norm(self.attended(context) + x)
+        return self.norm(self.down(gelu(self.up(x))) + x)
+
+
+class NumpyEncoder:
+    """A model of the BERT family; made by `open_numpy_encoder`. Any number of threads may use it."""
+
+    def __init__(self, shape: Shape, weights: Weights) -> None:
+        family, parts = shape.family, _Parts(shape, weights)
+        self._shape = shape
+        self._words = parts.table("embeddings.word_embeddings.weight")
+        self._positions = parts.table("embeddings.position_embeddings.weight")
+        self._type = parts.array("embeddings.token_type_embeddings.weight")[0] if family.has_types else None
+        self._norm = parts.norm("embeddings.LayerNorm")
+        self._layers = [parts.layer(number) for number in range(shape.n_layers)]
+        self._bias = parts.array(family.relative_bias) if family.relative_bias else None
+
+    @property
+    def dim(self) -> int:
+        """Length of a hidden state."""
+        return int(self._words.shape[1])
+
+    def encode(self, ids: NDArray[np.int32], pooling: Pooling) -> Array:
+        """Return the pooled hidden state of one text.
+
+        Args:
+            ids: (t,) int32 with special tokens, no padding, t at least 1.
+            pooling: CLS, MEAN or LAST; for CLS and LAST the last layer is computed for that token alone.
+
+        Returns:
+            (d,) float32 of unit length.
+        """
+        x = self._embed(ids)
+        bias = None if self._bias is None else _relative_bias(self._bias, len(ids))
+        rows = {Pooling.CLS: slice(0, 1), Pooling.LAST: slice(-1, None)}.get(pooling, slice(None))
+        for layer in self._layers[:-1]:
+            x = layer(x, slice(None), self._shape.n_heads, bias)
+        pooled: Array = self._layers[-1](x, rows, self._shape.n_heads, bias).mean(axis=0)
+        unit: Array = pooled / np.linalg.norm(pooled)
+        return unit
+
+    def _embed(self, ids: NDArray[np.int32]) -> Array:
+        positions = np.arange(len(ids))
+        if self._shape.family.offset_positions:
+            pad_id = self._shape.pad_id
+            counted = ids != pad_id
+            positions = np.cumsum(counted) * counted + pad_id
+        x = self._words[ids].astype(np.float32) + self._positions[positions]
+        if self._type is not None:
+            x += self._type
+        return self._norm(x)
+
+
+def open_numpy_encoder(config: Mapping[str, Any], weights: Weights) -> NumpyEncoder | None:
+    """Return the encoder, or None for a model that this forward pass does not know to the last detail.
+
+    Args:
+        config: content of config.json.
+        weights: of the model.
+    """
+    shape = read_shape(config)
+    if shape is None:
+        return None
+    try:
+        return NumpyEncoder(shape, weights)
+    except _UnsupportedError:
+        return None
+
+
+def gelu(x: Array) -> Array:
+    """Return x times the normal distribution's cumulative function, the exact form, float32."""
+    half = np.clip(x.astype(np.float64) * math.sqrt(0.5), -_ERF_LIMIT, _ERF_LIMIT)
+    square = half * half
+    erf = half * _polynomial(_ERF_P, square) / _polynomial(_ERF_Q, square)
+    return (x * (0.5 + 0.5 * erf)).astype(np.float32)
+
+
+class _Parts:
+    """Takes the parts of a model from its weights, under the names that its family gives them."""
+
+    def __init__(self, shape: Shape, weights: Weights) -> None:
+        self._family = shape.family
+        self._weights = weights
+        self._eps = shape.norm_eps
+        # A checkpoint of a model with a head keeps the encoder under a prefix.
+        self._prefix = "" if "embeddings.word_embeddings.weight" in weights else shape.family.prefix
+
+    def table(self, name: str) -> NDArray[np.floating[Any]]:
+        return self._weights.table(self._known(name))
+
+    def array(self, name: str) -> Array:
+        return self._weights.array(self._known(name))
+
+    def norm(self, name: str) -> _Norm:
+        # Checkpoints of 2018 and 2019 say gamma and beta.
+        old = self._prefix + f"{name}.gamma" in self._weights
+        weight, bias = ("gamma", "beta") if old else ("weight", "bias")
+        return _Norm(self.array(f"{name}.{weight}"), self.array(f"{name}.{bias}"), self._eps)
+
+    def linear(self, name: str) -> _Linear:
+        return _Linear(self.array(f"{name}.weight"), self.array(f"{name}.bias"))
+
+    def layer(self, number: int) -> _Layer:
+        family, at = self._family, self._family.layer.format(number)
+        return _Layer(
+            query=self.linear(at + family.query),
+            key=self.linear(at + family.key),
+            value=self.linear(at + family.value),
+            attended=self.linear(at + family.attended),
+            attended_norm=self.norm(at + family.attended_norm),
+            up=self.linear(at + family.up),
+            down=self.linear(at + family.down),
+            norm=self.norm(at + family.norm),
+        )
+
+    def _known(self, name: str) -> str:
+        full = self._prefix + name
+        if full not in self._weights:
+            raise _UnsupportedError(full)
+        return full
+
+
+def _times(x: Array, weight: Array) -> Array:
+    """Return (t, k) times the transpose of (o, k), in products that OpenBLAS runs on one thread."""
+    n_out, n_in = weight.shape
+    width = n_out
+    while width * n_in * _ROWS > _ONE_THREAD and width % 2 == 0:
+        width //= 2
+    blocks = weight.reshape(-1, width, n_in).transpose(0, 2, 1)
+    parts = (np.matmul(x[at : at + _ROWS], blocks) for at in range(0, len(x), _ROWS))
+    return np.concatenate([part.transpose(1, 0, 2).reshape(-1, n_out) for part in parts])
+
+
+def _heads(x: Array, n_heads: int) -> Array:
+    """Return (t, d) as (h, t, d / h)."""
+    return x.reshape(len(x), n_heads, -1).transpose(1, 0, 2)
+
+
+def _softmax(scores: Array) -> Array:
+    weights: Array = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights
+
+
+def _polynomial(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    total = np.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        total *= x
+        total += coefficient
+    return total
+
+
+def _relative_bias(table: Array, n_tokens: int) -> Array:
+    """Return MPNet's (h, t, t) bias: a bucket for each small distance, logarithmic ones beyond (T5, section 2.1).
+
+    Raffel et al., Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer, 2020.
+    """
+    n_buckets, furthest = len(table) // 2, 128
+    n_exact = n_buckets // 2
+    distance = np.arange(n_tokens)[:, None] - np.arange(n_tokens)
+    apart = np.abs(distance)
+    ratio = np.log(np.maximum(apart, 1).astype(np.float32) / np.float32(n_exact)) / np.float32(
+        math.log(furthest / n_exact)
+    )
+    far = np.minimum(n_exact + (ratio * (n_buckets - n_exact)).astype(np.int64), n_buckets - 1)
+    buckets = np.where(apart < n_exact, apart, far) + n_buckets * (distance < 0)
+    bias: Array = table[buckets].transpose(2, 0, 1)
+    return bias

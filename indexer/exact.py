@@ -1,0 +1,85 @@
+"""Exact search in the raw vector file, and the final ranking that every plan ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.vectors import BLOCK_ROWS, VectorReader
+
+# Two float32 dot products of the same unit vectors, summed in another order, differ by less than this.
+ROUNDING = 1e-5
+_RANK_ROWS = 8_192
+
+
+def scan(
+    vectors: VectorReader, queries: NDArray[np.float32], k: int, slots: NDArray[np.int64] | range
+) -> list[NDArray[np.int64]]:
+    """Return for each query the slots that may be among its k nearest, by comparing it with every slot asked for.
+
+    Args:
+        vectors: the vector file.
+        queries: (q, d) float32, unit length.
+        k: how many are wanted, at least 1.
+        slots: which slots to compare with: a range, or int64 ascending.
+
+    Returns:
+        One int64 array a query: at least the k nearest (all slots when there are fewer), with all that rounding could
+        not tell from the k-th, in no particular order.
+    """
+    best_scores = [np.empty(0, np.float32) for _ in queries]
+    best_slots = [np.empty(0, np.int64) for _ in queries]
+    for block_slots, block in _blocks(vectors, slots):
+        scores = queries @ block.T  # (q, b)
+        for i, row in enumerate(scores):
+            merged = np.concatenate((best_scores[i], row))
+            chosen = _near_top(merged, k)
+            best_scores[i] = merged[chosen]
+            best_slots[i] = np.concatenate((best_slots[i], block_slots))[chosen]
+    return best_slots
+
+
+def _blocks(
+    vectors: VectorReader, slots: NDArray[np.int64] | range
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    if isinstance(slots, range):
+        for first, block in vectors.blocks(slots.start, slots.stop):
+            yield np.arange(first, first + len(block)), block
+        return
+    for first in range(0, len(slots), BLOCK_ROWS):
+        part = slots[first : first + BLOCK_ROWS]
+        yield part, vectors.rows(part)
+
+
+def _near_top(scores: NDArray[np.float32], k: int) -> NDArray[np.bool_]:
+    if len(scores) <= k:
+        return np.ones(len(scores), np.bool_)
+    return np.asarray(scores >= np.partition(scores, -k)[-k] - ROUNDING)
+
+
+def rank(
+    vectors: VectorReader, query: NDArray[np.float32], slots: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the k nearest of some slots, with scores that depend on nothing but the two vectors.
+
+    Each score is summed in float64 in one fixed order, so equal vectors have equal scores and a tie goes to the lower
+    slot, which is the older document.
+
+    Args:
+        vectors: the vector file.
+        query: (d,) float32, unit length.
+        slots: int64, each at most once, in any order.
+        k: how many at most.
+
+    Returns:
+        scores, (at most k,) float64, cosine clamped to [-1, 1], descending; slots, int64, beside them.
+    """
+    query64 = query.astype(np.float64)
+    scores = np.empty(len(slots), np.float64)
+    for first in range(0, len(slots), _RANK_ROWS):
+        rows = vectors.rows(slots[first : first + _RANK_ROWS]).astype(np.float64)
+        scores[first : first + len(rows)] = np.multiply(rows, query64).sum(axis=1)
+    order = np.lexsort((slots, -scores))[:k]
+    return np.clip(scores[order], -1.0, 1.0), slots[order]

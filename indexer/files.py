@@ -1,0 +1,92 @@
+"""File-system steps that must not be got wrong: names, opening, writing to the last byte, fsync. Stdlib only."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from indexer.errors import IndexCorruptError, StorageError
+
+DATABASE = "index.db"
+LOCK = "writer.lock"
+_OWN_NAME = re.compile(r"(vectors|gen)-[0-9a-f]{32}\.(f16|f32|faiss|tmp)")
+
+
+def new_name(prefix: str, suffix: str) -> str:
+    """Return a random file name, never used before, e.g. `vectors-<32 hex>.f16`."""
+    return f"{prefix}-{uuid.uuid4().hex}.{suffix}"
+
+
+def is_own_name(name: str) -> bool:
+    """Tell whether a name has the form that this package gives to vector and generation files."""
+    return _OWN_NAME.fullmatch(name) is not None
+
+
+def own_path(directory: Path, name: str) -> Path:
+    """Return the path of a file that the database names; a name of any other form is refused.
+
+    Raises:
+        IndexCorruptError: the name could lead out of the directory.
+    """
+    if not is_own_name(name):
+        msg = f"{directory}: the database names a file {name!r}, which is no name of an index file; restore a backup"
+        raise IndexCorruptError(msg)
+    return directory / name
+
+
+def open_regular(path: Path, flags: int) -> int:
+    """Open a regular file without following a link at its end and return the descriptor.
+
+    Raises:
+        IndexCorruptError: the path is no regular file.
+        FileNotFoundError: there is nothing at the path.
+    """
+    msg = f"{path}: not a regular file"
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise IndexCorruptError(msg) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise IndexCorruptError(msg)
+    return descriptor
+
+
+def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write every byte at `offset`; a short write goes on, an error raises OSError."""
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view = view[written:]
+        offset += written
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable, so that a commit may rely on them."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """Return the one-line error for a write that the file system refused."""
+    return StorageError(f"{path}: {error.strerror or error}; what was committed before stands, mend it and run again")
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the file system into one line of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(path, error) from error

@@ -1,0 +1,45 @@
+"""Which FAISS files the database vouches for."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from indexer.documents import JsonValue
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationRow:
+    """A generation file as the database records it."""
+
+    name: str
+    vector_file: str
+    kind: str
+    n_slots: int
+    n_bytes: int
+    sha256: str
+    details: Mapping[str, JsonValue]
+    created_at: str
+
+
+def read_generations(connection: sqlite3.Connection) -> list[GenerationRow]:
+    """Return the rows of the table generations, newest first."""
+    rows = connection.execute(
+        """SELECT name, vector_file, kind, n_slots, n_bytes, sha256, details, created_at FROM generations
+        ORDER BY created_at DESC, name"""
+    )
+    return [
+        GenerationRow(
+            name=name,
+            vector_file=vector_file,
+            kind=kind,
+            n_slots=n_slots,
+            n_bytes=n_bytes,
+            sha256=sha256,
+            details=json.loads(details),
+            created_at=created_at,
+        )
+        for name, vector_file, kind, n_slots, n_bytes, sha256, details, created_at in rows
+    ]

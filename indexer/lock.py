@@ -1,0 +1,36 @@
+"""One writer at a time: flock on writer.lock, held for a whole command; the kernel releases it with the process."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from indexer.errors import IndexLockedError
+from indexer.files import LOCK, open_regular
+
+
+@contextmanager
+def writer_lock(directory: Path) -> Iterator[None]:
+    """Hold the writer's lock of an index directory.
+
+    Raises:
+        IndexLockedError: another process or thread holds it; the message names the holder.
+    """
+    path = directory / LOCK
+    descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "an unknown process"
+            msg = f"{directory} is being written by {holder}; wait until it ends and run again"
+            raise IndexLockedError(msg) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

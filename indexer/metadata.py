@@ -1,0 +1,113 @@
+"""The derived side of metadata: untyped columns that SQL can search, and a catalogue of fields with their types.
+
+The JSON column of `documents` is the truth that is returned; all of this can be made again from it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from indexer.documents import JsonValue, Metadata
+
+MAX_COLUMNS = 64
+_PLAIN_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_RESERVED = {"document", "rowid", "oid", "_rowid_"}
+_INT64 = range(-(2**63), 2**63)
+
+
+def json_type(value: object) -> str:
+    """Return the JSON type of a value: string, integer, number, boolean, null, array or object."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int():
+            return "integer"
+        case float():
+            return "number"
+        case str():
+            return "string"
+        case Mapping():
+            return "object"
+        case _:
+            return "array"
+
+
+def column_value(value: JsonValue) -> str | int | float | None:
+    """Return a metadata value as the derived table holds it; None for what it does not hold."""
+    match value:
+        case bool():
+            return int(value)
+        case int():
+            return value if value in _INT64 else _nearest_float(value)
+        case str() | float():
+            return value
+        case _:
+            return None
+
+
+def _nearest_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+class MetadataTable:
+    """Keeps the tables `metadata` and `fields` in step with `documents`, inside the caller's transaction."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._sql = connection
+        self._columns = table_columns(connection)
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def add(self, rows: Sequence[tuple[int, Metadata]]) -> None:
+        """Add the metadata of some documents, given with their rows."""
+        for _, metadata in rows:
+            self._count(metadata, 1)
+            self._add_columns(metadata)
+        marks = ", ".join("?" * (1 + len(self._columns)))
+        self._sql.executemany(
+            f"INSERT INTO metadata VALUES ({marks})",
+            [(row_id, *(column_value(metadata.get(name)) for name in self._columns)) for row_id, metadata in rows],
+        )
+
+    def remove(self, row_ids: Sequence[int]) -> None:
+        """Take out the metadata of some documents, which still stand in `documents` with what was added."""
+        chosen = "SELECT value FROM json_each(?)"
+        parameter = (json.dumps(row_ids),)
+        for (metadata,) in self._sql.execute(f"SELECT metadata FROM documents WHERE row_id IN ({chosen})", parameter):
+            self._count(json.loads(metadata), -1)
+        self._sql.execute(f"DELETE FROM metadata WHERE document IN ({chosen})", parameter)
+
+    def finish(self) -> None:
+        """Bring the catalogue of fields up to date; the last step before COMMIT."""
+        self._sql.executemany(
+            """INSERT INTO fields VALUES (?, ?, ?)
+            ON CONFLICT (name, type) DO UPDATE SET n = n + excluded.n""",
+            [(name, kind, n) for (name, kind), n in self._counts.items() if n],
+        )
+        self._sql.execute("DELETE FROM fields WHERE n = 0")
+
+    def _count(self, metadata: Metadata, n: int) -> None:
+        for name, value in metadata.items():
+            self._counts[name, json_type(value)] += n
+
+    def _add_columns(self, metadata: Metadata) -> None:
+        for name, value in metadata.items():
+            if name in self._columns or column_value(value) is None or len(self._columns) >= MAX_COLUMNS:
+                continue
+            taken = _RESERVED | {column.lower() for column in self._columns}
+            if _PLAIN_NAME.match(name) and name.lower() not in taken:
+                self._sql.execute(f'ALTER TABLE metadata ADD COLUMN "{name}"')
+                self._columns.append(name)
+
+
+def table_columns(connection: sqlite3.Connection) -> list[str]:
+    """Return the names of the derived columns."""
+    return [row[1] for row in connection.execute("PRAGMA table_info(metadata)")][1:]

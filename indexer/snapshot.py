@@ -1,0 +1,220 @@
+"""SQLite, the reader's side: one consistent view of an index through stdlib sqlite3; nothing is ever written."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.database import Meta, connect_reader, roll_back_journal, transaction, translated
+from indexer.documents import JsonValue, is_storable
+from indexer.files import DATABASE
+from indexer.filters import CompiledFilter, Field
+from indexer.generations import GenerationRow, read_generations
+from indexer.metadata import table_columns
+from indexer.vectors import VectorLayout
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """What an index was at one commit, but for its documents.
+
+    `seq` grows with every commit; `dead` are the slots of deleted and replaced passages, int64 ascending; slots from
+    0 to `n_rows` are the committed ones.
+    """
+
+    seq: int
+    n_rows: int
+    n_documents: int
+    is_complete: bool
+    vector_file: str
+    layout: VectorLayout
+    dead: NDArray[np.int64]
+    generations: tuple[GenerationRow, ...]
+    fields: dict[str, Field]
+
+    @property
+    def generation(self) -> GenerationRow | None:
+        """The newest generation that belongs to the vector file, None when all slots are the tail."""
+        return next((row for row in self.generations if row.vector_file == self.vector_file), None)
+
+    @property
+    def n_passages(self) -> int:
+        """How many slots are live."""
+        return self.n_rows - len(self.dead)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPassage:
+    """A passage with its document, as it is returned: `start` and `end` are None when it is the whole document."""
+
+    slot: int
+    id: str
+    text: str
+    metadata: dict[str, JsonValue]
+    start: int | None
+    end: int | None
+
+
+class SnapshotReader:
+    """Reads an index; each method that reads several things does so in one transaction."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open an index.
+
+        Raises:
+            IndexNotFoundError: there is no index at the path.
+            IndexFormatError: this version cannot read it.
+            IndexCorruptError: the database is damaged.
+        """
+        self.directory = directory
+        self._path = directory / DATABASE
+        self._sql = connect_reader(directory)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._sql.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[int]:
+        """Hold one view of the database for a block, and give its seq; a block within a block shares its view.
+
+        Keep it short: the writer's COMMIT waits for it.
+        """
+        with nullcontext() if self._sql.in_transaction else self._begin():
+            yield Meta(self._sql, self._path)["seq"]
+
+    @contextmanager
+    def _begin(self) -> Iterator[None]:
+        with translated(self._path):
+            try:
+                self._sql.execute("SELECT 1 FROM meta").fetchone()
+            except sqlite3.OperationalError as error:  # a writer was killed in its commit while this was open
+                if not roll_back_journal(self._path, error):
+                    raise
+        with transaction(self._sql, self._path):
+            yield
+
+    def seq(self) -> int:
+        """Return the number of the newest commit."""
+        with self.transaction() as seq:
+            return seq
+
+    def setting(self, key: str) -> Any:  # noqa: ANN401 - JSON
+        """Return a setting of the index that is kept as JSON."""
+        with self.transaction():
+            return Meta(self._sql, self._path).json(key)
+
+    def snapshot(self) -> Snapshot:
+        """Return the newest snapshot."""
+        with self.transaction() as seq:
+            meta = Meta(self._sql, self._path)
+            dead = self._sql.execute("SELECT slot FROM passages WHERE document IS NULL ORDER BY slot")
+            return Snapshot(
+                seq=seq,
+                n_rows=meta["n_rows"],
+                n_documents=self._sql.execute("SELECT count(*) FROM documents").fetchone()[0],
+                is_complete=bool(meta["complete"]),
+                vector_file=meta["vector_file"],
+                layout=VectorLayout.of(meta, self._path),
+                dead=np.fromiter((row[0] for row in dead), np.int64),
+                generations=tuple(read_generations(self._sql)),
+                fields=self._fields(),
+            )
+
+    def matching_slots(self, condition: CompiledFilter) -> NDArray[np.int64]:
+        """Return the live slots whose document meets a filter, ascending. Call it within `transaction`."""
+        rows = self._sql.execute(
+            f"""SELECT p.slot FROM documents AS d
+            JOIN metadata AS m ON m.document = d.row_id JOIN passages AS p ON p.document = d.row_id
+            WHERE {condition.sql}""",
+            condition.parameters,
+        )
+        return np.sort(np.fromiter((row[0] for row in rows), np.int64))
+
+    def matching_rows(self, condition: CompiledFilter) -> list[int]:
+        """Return the rows of the documents that meet a filter."""
+        with self.transaction():
+            rows = self._sql.execute(
+                f"""SELECT d.row_id FROM documents AS d JOIN metadata AS m ON m.document = d.row_id
+                WHERE {condition.sql}""",
+                condition.parameters,
+            )
+            return [row[0] for row in rows]
+
+    def passages(self, slots: Sequence[int]) -> dict[int, StoredPassage]:
+        """Return the live passages of some slots. Call it within `transaction`."""
+        rows = self._sql.execute(
+            """SELECT p.slot, d.id, d.text, d.metadata, p.char_start, p.char_end FROM json_each(?) AS j
+            JOIN passages AS p ON p.slot = j.value JOIN documents AS d ON d.row_id = p.document""",
+            (json.dumps([int(slot) for slot in slots]),),
+        )
+        return {
+            slot: StoredPassage(slot, id_, text, json.loads(metadata), start, end)
+            for slot, id_, text, metadata, start, end in rows
+        }
+
+    def document_slots(self, id_: str) -> list[int]:
+        """Return the slots of a document, none when the index does not have the id."""
+        if not is_storable(id_):
+            return []
+        with self.transaction():
+            rows = self._sql.execute(
+                "SELECT p.slot FROM documents AS d JOIN passages AS p ON p.document = d.row_id WHERE d.id = ?", (id_,)
+            )
+            return [row[0] for row in rows]
+
+    def field_values(self, field: str) -> list[tuple[int, JsonValue]]:
+        """Return the first slot of each document, in the order of the ids, with its value of a field or None."""
+        with self.transaction():
+            rows = self._sql.execute(
+                """SELECT min(p.slot), d.metadata FROM documents AS d JOIN passages AS p ON p.document = d.row_id
+                GROUP BY d.row_id ORDER BY d.id"""
+            )
+            return [(slot, json.loads(metadata).get(field)) for slot, metadata in rows]
+
+    def known_ids(self, ids: Sequence[str]) -> set[str]:
+        """Return those ids that the index has."""
+        with self.transaction():
+            rows = self._sql.execute(
+                "SELECT d.id FROM json_each(?) AS j JOIN documents AS d ON d.id = j.value",
+                (json.dumps([id_ for id_ in ids if is_storable(id_)]),),
+            )
+            return {row[0] for row in rows}
+
+    def canaries(self) -> list[tuple[str, NDArray[np.float32]]]:
+        """Return the canary texts with the vectors, (d,) float32, that they had at creation."""
+        with self.transaction():
+            rows = self._sql.execute("SELECT text, vector FROM canaries ORDER BY position").fetchall()
+        return [(text, np.frombuffer(vector, "<f4")) for text, vector in rows]
+
+    def field_types(self) -> dict[str, list[str]]:
+        """Return the JSON types of every metadata field, both in alphabetical order."""
+        return {name: sorted(field.types) for name, field in sorted(self.snapshot().fields.items())}
+
+    def truncation(self) -> dict[str, int]:
+        """Return over the live passages: tokens before truncation, tokens lost, documents that lost some."""
+        with self.transaction():
+            row = self._sql.execute(
+                """SELECT coalesce(sum(n_tokens), 0), coalesce(sum(n_tokens_lost), 0),
+                    count(DISTINCT CASE WHEN n_tokens_lost > 0 THEN document END)
+                FROM passages WHERE document IS NOT NULL"""
+            ).fetchone()
+        return dict(zip(("tokens", "tokens_lost", "truncated"), row, strict=True))
+
+    def _fields(self) -> dict[str, Field]:
+        columns = set(table_columns(self._sql))
+        types: dict[str, set[str]] = {}
+        for name, kind in self._sql.execute("SELECT name, type FROM fields"):
+            types.setdefault(name, set()).add(kind)
+        return {
+            name: Field(name=name, types=frozenset(kinds), column=name if name in columns else None)
+            for name, kinds in types.items()
+        }

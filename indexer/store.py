@@ -1,0 +1,344 @@
+"""SQLite, the writer's side: what an index holds, and the commit that makes rows of the vector file count."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.changes import Changes, Known, NewDocument, Twin
+from indexer.config import VectorDtype
+from indexer.database import Meta, check_format, connect_writer, transaction, translated
+from indexer.documents import Document, is_storable, text_key
+from indexer.errors import IndexCorruptError, StorageError
+from indexer.files import DATABASE, is_own_name, sync_directory
+from indexer.generations import GenerationRow, read_generations
+from indexer.metadata import MetadataTable
+from indexer.schema import migrate
+from indexer.vectors import VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
+
+# The first of any number of copies will do.
+_TWIN = """
+    SELECT p.slot, p.n_tokens, p.n_tokens_lost FROM passages AS p JOIN documents AS d ON d.row_id = p.document
+    WHERE p.text_key = ? AND ? = CASE WHEN p.char_start IS NULL THEN d.text
+        ELSE substr(d.text, p.char_start + 1, p.char_end - p.char_start) END
+    LIMIT 1
+"""
+
+
+def now() -> str:
+    """Return the time as it is stored: UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Store:
+    """The one writer of an index; the caller holds the writer's lock as long as it is open."""
+
+    def __init__(self, directory: Path, connection: sqlite3.Connection) -> None:
+        self.directory = directory
+        self._path = directory / DATABASE
+        self._sql = connection
+        with translated(self._path):
+            meta = Meta(connection, self._path)
+        self.layout = VectorLayout.of(meta, self._path)
+        self.vector_file: str = meta["vector_file"]
+        self.n_rows: int = meta["n_rows"]
+        self.is_complete = bool(meta["complete"])
+        self._vectors = VectorWriter(directory, self.vector_file, self.layout)
+        try:
+            self._vectors.recover(self.n_rows)
+            self._remove_strays()
+        except BaseException:
+            self._vectors.close()
+            raise
+
+    @classmethod
+    def create(
+        cls,
+        directory: Path,
+        *,
+        dim: int,
+        vector_dtype: VectorDtype,
+        settings: Mapping[str, object],
+        canaries: Sequence[tuple[str, NDArray[np.float32]]],
+    ) -> Store:
+        """Create an empty index in a directory that exists; until its one commit there is no index.
+
+        Args:
+            directory: where; a cut-off creation leaves nothing that stands in the way of another.
+            dim: dimensions of the vectors.
+            vector_dtype: number format of the vector file.
+            settings: JSON values kept under their keys: the encoder contract, how records are read, and the like.
+            canaries: texts with their vectors, (d,) float32.
+        """
+        layout = VectorLayout(dim=dim, dtype=vector_dtype, index_uuid=uuid.uuid4().hex)
+        name = create_vector_file(directory, layout)
+        connection = connect_writer(directory / DATABASE)
+        meta: dict[str, Any] = {
+            "index_uuid": layout.index_uuid,
+            "vector_file": name,
+            "vector_dtype": vector_dtype.value,
+            "dim": dim,
+            "n_rows": 0,
+            "seq": 0,
+            "complete": 0,
+            "created_at": now(),
+        }
+        meta |= {key: json.dumps(value, ensure_ascii=False) for key, value in settings.items()}
+        with transaction(connection, directory / DATABASE, "IMMEDIATE"):
+            migrate(connection)
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+            connection.executemany(
+                "INSERT INTO canaries VALUES (?, ?, ?)",
+                [(i, text, vector.astype("<f4").tobytes()) for i, (text, vector) in enumerate(canaries)],
+            )
+        connection.close()
+        sync_directory(directory)
+        return cls.open(directory)
+
+    @classmethod
+    def open(cls, directory: Path) -> Store:
+        """Open an index for writing: cut off rows that no commit names, remove files that none names.
+
+        Raises:
+            IndexCorruptError: committed rows are missing.
+            IndexFormatError: the format is newer than this version.
+        """
+        path = directory / DATABASE
+        connection = connect_writer(path)
+        try:
+            with translated(path):
+                check_format(connection, path)
+            return cls(directory, connection)
+        except BaseException:
+            connection.close()
+            raise
+
+    def close(self) -> None:
+        """Close the database and the vector file."""
+        self._vectors.close()
+        self._sql.close()
+
+    def setting(self, key: str) -> Any:  # noqa: ANN401 - JSON
+        """Return a setting given at creation."""
+        with translated(self._path):
+            return Meta(self._sql, self._path).json(key)
+
+    def set_setting(self, key: str, value: object) -> None:
+        """Change a setting given at creation."""
+        with transaction(self._sql, self._path, "IMMEDIATE"):
+            text = json.dumps(value, ensure_ascii=False)
+            self._sql.execute("UPDATE meta SET value = ? WHERE key = ?", (text, key))
+
+    def canaries(self) -> list[tuple[str, NDArray[np.float32]]]:
+        """Return the canary texts with the vectors, (d,) float32, that they had at creation."""
+        with translated(self._path):
+            rows = self._sql.execute("SELECT text, vector FROM canaries ORDER BY position").fetchall()
+        return [(text, np.frombuffer(vector, "<f4")) for text, vector in rows]
+
+    def source(self, name: str) -> int:
+        """Return the number of a source, new if it has none yet."""
+        with transaction(self._sql, self._path, "IMMEDIATE"):
+            self._sql.execute("INSERT INTO sources (name) VALUES (?) ON CONFLICT (name) DO NOTHING", (name,))
+            number: int = self._sql.execute("SELECT source FROM sources WHERE name = ?", (name,)).fetchone()[0]
+        return number
+
+    def find(self, documents: Sequence[Document]) -> list[Known | None]:
+        """Return what the index has under the ids of some documents, in their order."""
+        ids = json.dumps([document.id for document in documents])
+        with translated(self._path):
+            rows = self._sql.execute(
+                """SELECT j.key, d.row_id, d.content_hash, d.text FROM json_each(?) AS j
+                JOIN documents AS d ON d.id = j.value""",
+                (ids,),
+            )
+            found = {
+                position: Known(row_id, content_hash, text == documents[position].text)
+                for position, row_id, content_hash, text in rows
+            }
+        return [found.get(position) for position in range(len(documents))]
+
+    def last_row_id(self) -> int:
+        """Return the highest row that a document ever had, 0 when there was none."""
+        with translated(self._path):
+            row = self._sql.execute("SELECT seq FROM sqlite_sequence WHERE name = 'documents'").fetchone()
+        return row[0] if row else 0
+
+    def vectors(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the committed vectors of some slots, (n, d) float32."""
+        with VectorReader(self.directory, self.vector_file, self.layout, self.n_rows) as reader:
+            return reader.rows(slots)
+
+    def no_vectors(self) -> NDArray[np.float32]:
+        """Return the vectors of a commit that appends nothing, (0, d) float32."""
+        return np.empty((0, self.layout.dim), np.float32)
+
+    def rows_of_source(self, name: str) -> list[int]:
+        """Return the rows of the documents that came from a source."""
+        with translated(self._path):
+            rows = self._sql.execute("SELECT row_id FROM documents JOIN sources USING (source) WHERE name = ?", (name,))
+            return [row[0] for row in rows]
+
+    def row_ids(self, ids: Sequence[str]) -> list[int]:
+        """Return the rows of those ids that the index has."""
+        query = "SELECT row_id FROM documents WHERE id = ?"
+        with translated(self._path):
+            found = (self._sql.execute(query, (id_,)).fetchone() for id_ in ids if is_storable(id_))
+            return [row[0] for row in found if row is not None]
+
+    def place_of(self, row_id: int) -> tuple[str, int]:
+        """Return source name and line that a document came from."""
+        with translated(self._path):
+            source, line = self._sql.execute(
+                "SELECT s.name, d.line FROM documents AS d JOIN sources AS s USING (source) WHERE row_id = ?", (row_id,)
+            ).fetchone()
+        return source, line
+
+    def twins(self, texts: Sequence[str]) -> dict[str, Twin]:
+        """Return for those texts that a live passage has, letter by letter, a slot that holds their vector."""
+        found = {}
+        with translated(self._path):
+            for text in texts:
+                row = self._sql.execute(_TWIN, (text_key(text), text)).fetchone()
+                if row is not None:
+                    found[text] = Twin(*row)
+        return found
+
+    def commit(self, changes: Changes, vectors: NDArray[np.float32]) -> None:
+        """Make changes durable and visible, all or none; SQLite's COMMIT is the single commit point.
+
+        Args:
+            changes: what to do.
+            vectors: (n, d) float32 of unit length, one for each passage of the appended documents, in order.
+
+        Raises:
+            StorageError: the file system or SQLite refused; nothing of these changes is in the index.
+        """
+        rows = encode_rows(vectors, self.layout)
+        n_passages = sum(len(new.passages) for new in changes.appended)
+        if n_passages != len(rows):
+            msg = f"{n_passages} passages came with {len(rows)} vectors; nothing was written"
+            raise StorageError(msg)
+        crc = self._vectors.append(self.n_rows, rows) if len(rows) else 0
+        with transaction(self._sql, self._path, "IMMEDIATE"):
+            self._check_rows_stand()
+            metadata = MetadataTable(self._sql)
+            self._remove(
+                changes.gone + [new.replaces for new in changes.appended if new.replaces is not None], metadata
+            )
+            self._rewrite(changes.rewritten, metadata)
+            self._append(changes.appended, metadata)
+            metadata.finish()
+            if len(rows):
+                self._sql.execute("INSERT INTO blocks VALUES (?, ?, ?)", (self.n_rows, len(rows), crc))
+            self._sql.execute("UPDATE meta SET value = ? WHERE key = 'n_rows'", (self.n_rows + len(rows),))
+            self._sql.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
+        self.n_rows += len(rows)
+
+    def set_complete(self, complete: bool) -> None:
+        """Mark whether the source was read to its end."""
+        if complete == self.is_complete:
+            return
+        with transaction(self._sql, self._path, "IMMEDIATE"):
+            self._sql.execute("UPDATE meta SET value = ? WHERE key = 'complete'", (int(complete),))
+            self._sql.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
+        self.is_complete = complete
+
+    def generations(self) -> list[GenerationRow]:
+        """Return the generations that the database names."""
+        with translated(self._path):
+            return read_generations(self._sql)
+
+    def replace_generation(self, generation: GenerationRow) -> None:
+        """Name a durable generation file and drop all others; their files are removed after the commit."""
+        old = [row.name for row in self.generations()]
+        with transaction(self._sql, self._path, "IMMEDIATE"):
+            self._check_rows_stand()
+            self._sql.execute("DELETE FROM generations")
+            self._sql.execute(
+                "INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    generation.name,
+                    generation.vector_file,
+                    generation.kind,
+                    generation.n_slots,
+                    generation.n_bytes,
+                    generation.sha256,
+                    json.dumps(generation.details),
+                    generation.created_at,
+                ),
+            )
+            self._sql.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
+        for name in old:
+            (self.directory / name).unlink(missing_ok=True)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many documents, passages (live slots) and dead slots there are."""
+        with translated(self._path):
+            documents = self._sql.execute("SELECT count(*) FROM documents").fetchone()[0]
+            dead = self._sql.execute("SELECT count(*) FROM passages WHERE document IS NULL").fetchone()[0]
+        return {"documents": documents, "passages": self.n_rows - dead, "dead": dead}
+
+    def _check_rows_stand(self) -> None:
+        n_rows, vector_file = self._sql.execute(
+            "SELECT (SELECT value FROM meta WHERE key = 'n_rows'), (SELECT value FROM meta WHERE key = 'vector_file')"
+        ).fetchone()
+        if (n_rows, vector_file) != (self.n_rows, self.vector_file):
+            msg = f"{self._path} was written by another process in spite of the lock; nothing was committed, run again"
+            raise StorageError(msg)
+
+    def _remove(self, row_ids: Sequence[int], metadata: MetadataTable) -> None:
+        if not row_ids:
+            return
+        metadata.remove(row_ids)
+        chosen, parameter = "SELECT value FROM json_each(?)", (json.dumps(row_ids),)
+        self._sql.execute(f"UPDATE passages SET document = NULL WHERE document IN ({chosen})", parameter)
+        self._sql.execute(f"DELETE FROM documents WHERE row_id IN ({chosen})", parameter)
+
+    def _rewrite(self, rewritten: Sequence[tuple[int, Document, int]], metadata: MetadataTable) -> None:
+        if not rewritten:
+            return
+        metadata.remove([row_id for row_id, _, _ in rewritten])
+        self._sql.executemany(
+            "UPDATE documents SET metadata = ?, content_hash = ?, source = ?, line = ? WHERE row_id = ?",
+            [(d.metadata_json(), d.content_hash(), source, d.place.line, row_id) for row_id, d, source in rewritten],
+        )
+        metadata.add([(row_id, document.metadata) for row_id, document, _ in rewritten])
+
+    def _append(self, appended: Sequence[NewDocument], metadata: MetadataTable) -> None:
+        if not appended:
+            return
+        numbered = list(enumerate(appended, self.last_row_id() + 1))
+        self._sql.executemany(
+            "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                (row_id, d.id, d.text, d.metadata_json(), d.content_hash(), new.source, d.place.line)
+                for row_id, new in numbered
+                for d in (new.document,)
+            ],
+        )
+        owners = ((row_id, passage) for row_id, new in numbered for passage in new.passages)
+        self._sql.executemany(
+            "INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                (slot, row_id, p.start, p.end, p.text_key, p.n_tokens, p.n_tokens_lost)
+                for slot, (row_id, p) in enumerate(owners, self.n_rows)
+            ],
+        )
+        metadata.add([(row_id, new.document.metadata) for row_id, new in numbered])
+
+    def _remove_strays(self) -> None:
+        named = {self.vector_file} | {row.name for row in self.generations()}
+        for path in sorted(self.directory.iterdir()):
+            if is_own_name(path.name) and path.name not in named:
+                path.unlink()
+        if missing := sorted(name for name in named if not (self.directory / name).exists() and name[:3] == "vec"):
+            msg = f"{self.directory}: the file {missing[0]} is missing; restore a backup"
+            raise IndexCorruptError(msg)

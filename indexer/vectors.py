@@ -1,0 +1,219 @@
+"""The raw vector file: a 4 KiB header, then one row per slot. Append, read, checksum; nothing is rewritten in place."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.config import VectorDtype
+from indexer.errors import IndexCorruptError, StorageError
+from indexer.files import new_name, open_regular, own_path, storage_error, sync_directory, write_all
+
+HEADER_BYTES = 4096
+BLOCK_ROWS = 16_384
+KEPT_ROWS = 20_000
+_MAGIC = b"CLSVEC\r\n"
+_VERSION = 1
+_HEADER = struct.Struct("<8sIII16s16s")  # magic, version, bytes of one number, dim, index uuid, file uuid
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VectorLayout:
+    """Shape of a vector file: `dim` numbers of `dtype` in each row, belonging to the index `index_uuid` (32 hex)."""
+
+    dim: int
+    dtype: VectorDtype
+    index_uuid: str
+
+    @classmethod
+    def of(cls, meta: Mapping[str, Any], path: Path) -> VectorLayout:
+        """Return the layout that the settings in the database at `path` name.
+
+        Raises:
+            IndexCorruptError: there is no such number format.
+        """
+        try:
+            dtype = VectorDtype(meta["vector_dtype"])
+        except ValueError as error:
+            msg = f"{path} is damaged: vector_dtype is {meta['vector_dtype']!r}; restore a backup"
+            raise IndexCorruptError(msg) from error
+        return cls(dim=meta["dim"], dtype=dtype, index_uuid=meta["index_uuid"])
+
+    @property
+    def stride(self) -> int:
+        """Bytes of one row."""
+        return self.dim * self.dtype.itemsize
+
+    @property
+    def numpy_dtype(self) -> np.dtype[np.float16] | np.dtype[np.float32]:
+        """The dtype of the rows as numpy maps them, little-endian."""
+        return np.dtype("<f2") if self.dtype is VectorDtype.F16 else np.dtype("<f4")
+
+    def header(self, file_uuid: str) -> bytes:
+        """Return the 4,096 bytes at the start of the file `vectors-<file_uuid>`."""
+        fields = _HEADER.pack(
+            _MAGIC, _VERSION, self.dtype.itemsize, self.dim, bytes.fromhex(self.index_uuid), bytes.fromhex(file_uuid)
+        )
+        return (fields + struct.pack("<I", zlib.crc32(fields))).ljust(HEADER_BYTES, b"\0")
+
+    def file_bytes(self, n_rows: int) -> int:
+        """Return the size of a file with `n_rows` rows."""
+        return HEADER_BYTES + n_rows * self.stride
+
+
+def _file_uuid(name: str) -> str:
+    return name.split("-", 1)[1].split(".", 1)[0]
+
+
+def create_vector_file(directory: Path, layout: VectorLayout) -> str:
+    """Create an empty vector file, durable with its name, and return the name."""
+    name = new_name("vectors", layout.dtype.value)
+    descriptor = open_regular(directory / name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    try:
+        write_all(descriptor, layout.header(_file_uuid(name)), 0)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_directory(directory)
+    return name
+
+
+def encode_rows(vectors: NDArray[np.float32], layout: VectorLayout) -> NDArray[np.generic]:
+    """Return rows as they are stored; this is the last door, so shape, finiteness and unit length are checked.
+
+    Args:
+        vectors: (n, d) float32, each row of unit length.
+        layout: the file the rows are for.
+
+    Returns:
+        (n, d) little-endian float16 or float32, contiguous.
+
+    Raises:
+        StorageError: a row is not a finite unit vector of the right dimension.
+    """
+    if vectors.ndim != 2 or vectors.shape[1] != layout.dim:
+        msg = f"vectors of shape {vectors.shape} do not fit an index of {layout.dim} dimensions"
+        raise StorageError(msg)
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    if vectors.size and not np.all(np.abs(norms - 1.0) < 1e-2):
+        row = int(np.argmax(~(np.abs(norms - 1.0) < 1e-2)))
+        msg = f"vector {row} of the batch has length {norms[row]}, not 1; nothing of the batch was written"
+        raise StorageError(msg)
+    return np.ascontiguousarray(vectors, dtype=layout.numpy_dtype)
+
+
+class VectorWriter:
+    """Appends rows behind the committed ones; the caller holds the writer's lock."""
+
+    def __init__(self, directory: Path, name: str, layout: VectorLayout) -> None:
+        self.path = own_path(directory, name)
+        self.layout = layout
+        try:
+            self._descriptor = open_regular(self.path, os.O_RDWR)
+        except FileNotFoundError as error:
+            msg = f"{self.path}: the vector file is missing; restore a backup"
+            raise IndexCorruptError(msg) from error
+
+    def recover(self, n_rows: int) -> None:
+        """Cut off rows that no commit names.
+
+        Raises:
+            IndexCorruptError: committed rows are missing.
+        """
+        size, need = os.fstat(self._descriptor).st_size, self.layout.file_bytes(n_rows)
+        if size < need:
+            msg = f"{self.path} has {size} bytes, {n_rows} committed rows need {need}; restore a backup"
+            raise IndexCorruptError(msg)
+        if size > need:
+            os.ftruncate(self._descriptor, need)
+
+    def append(self, first_slot: int, rows: NDArray[np.generic]) -> int:
+        """Write rows at `first_slot`, make them durable, and return their CRC-32.
+
+        Raises:
+            StorageError: the file system refused; the rows behind `first_slot` then count as unwritten.
+        """
+        data = rows.data.cast("B")
+        try:
+            write_all(self._descriptor, data, self.layout.file_bytes(first_slot))
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise storage_error(self.path, error) from error
+        return zlib.crc32(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+class VectorReader:
+    """Reads the committed rows of a vector file through a read-only map; rows beyond `n_rows` are never touched."""
+
+    def __init__(self, directory: Path, name: str, layout: VectorLayout, n_rows: int) -> None:
+        """Open and check header and size.
+
+        Raises:
+            FileNotFoundError: the file is gone; take a new snapshot.
+            IndexCorruptError: header or size do not fit what the database says.
+        """
+        self.path = own_path(directory, name)
+        self.layout = layout
+        self.n_rows = n_rows
+        self._decoded: NDArray[np.float32] | None = None
+        descriptor = open_regular(self.path, os.O_RDONLY)
+        with os.fdopen(descriptor, "rb") as file:
+            if file.read(HEADER_BYTES) != layout.header(_file_uuid(name)):
+                msg = f"{self.path}: the header is damaged or belongs to another index; restore a backup"
+                raise IndexCorruptError(msg)
+            size, need = os.fstat(file.fileno()).st_size, layout.file_bytes(n_rows)
+            if size < need:
+                msg = f"{self.path} has {size} bytes, {n_rows} committed rows need {need}; restore a backup"
+                raise IndexCorruptError(msg)
+            shape = (n_rows, layout.dim)
+            self._rows: NDArray[np.generic] = (
+                np.memmap(file, dtype=layout.numpy_dtype, mode="r", offset=HEADER_BYTES, shape=shape)
+                if n_rows
+                else np.empty(shape, layout.numpy_dtype)
+            )
+
+    def __enter__(self) -> VectorReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the map."""
+        self._rows = np.empty((0, self.layout.dim), self.layout.numpy_dtype)
+        self._decoded = None
+
+    def rows(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the rows of some slots, (n, d) float32, in the order asked for."""
+        return np.asarray(self._rows[slots], dtype=np.float32)
+
+    def blocks(self, start: int, stop: int, size: int = BLOCK_ROWS) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield (first slot, (n, d) float32) over the slots [start, stop), at most `size` rows at a time.
+
+        A file of few rows is decoded once and kept: that is most of the time of a small exact search.
+        """
+        if self._decoded is None and self.n_rows <= KEPT_ROWS:
+            self._decoded = np.asarray(self._rows, dtype=np.float32)
+        rows = self._rows if self._decoded is None else self._decoded
+        for first in range(start, stop, size):
+            yield first, np.asarray(rows[first : min(first + size, stop)], dtype=np.float32)
+
+    def checksum(self, first_slot: int, n_rows: int) -> int:
+        """Return the CRC-32 of the stored bytes of rows [first_slot, first_slot + n_rows)."""
+        rows = np.ascontiguousarray(self._rows[first_slot : first_slot + n_rows])
+        return zlib.crc32(rows.data)

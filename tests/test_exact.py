@@ -1,0 +1,107 @@
+"""Exact search in a raw vector file against all cosines sorted by numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from indexer.config import VectorDtype
+from indexer.exact import rank, scan
+from indexer.vectors import BLOCK_ROWS, VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
+
+DIM = 8
+N = BLOCK_ROWS + 1_000  # more than one block
+
+
+def units(n: int, seed: int) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((n, DIM)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def write(directory: Path, vectors: np.ndarray, dtype: VectorDtype) -> VectorReader:
+    layout = VectorLayout(dim=DIM, dtype=dtype, index_uuid="ab" * 16)
+    name = create_vector_file(directory, layout)
+    writer = VectorWriter(directory, name, layout)
+    writer.append(0, encode_rows(vectors, layout))
+    writer.close()
+    return VectorReader(directory, name, layout, len(vectors))
+
+
+@pytest.fixture(scope="module", params=VectorDtype)
+def vectors(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VectorReader]:
+    """A file in which every third vector stands three times."""
+    rows = units(N, 0)
+    rows[1::3], rows[2::3] = rows[0::3][: len(rows[1::3])], rows[0::3][: len(rows[2::3])]
+    with write(tmp_path_factory.mktemp("vectors"), rows, request.param) as reader:
+        yield reader
+
+
+def truth(vectors: VectorReader, query: np.ndarray, slots: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores and slots of the k nearest, the lower slot first among equals."""
+    scores = (vectors.rows(slots).astype(np.float64) * query.astype(np.float64)).sum(axis=1)
+    order = sorted(range(len(slots)), key=lambda i: (-scores[i], slots[i]))[:k]
+    return scores[order], slots[order]
+
+
+@pytest.mark.parametrize("k", [1, 2, 10, 500, N, N + 5])
+def test_scan_and_rank_give_the_k_nearest_of_all_slots(vectors: VectorReader, k: int) -> None:
+    queries = units(3, 1)
+    for query, near in zip(queries, scan(vectors, queries, k, range(N)), strict=True):
+        scores, slots = rank(vectors, query, near, k)
+        expected_scores, expected_slots = truth(vectors, query, np.arange(N), k)
+        np.testing.assert_array_equal(slots, expected_slots)
+        np.testing.assert_allclose(scores, expected_scores, atol=1e-12)
+        assert len(np.unique(near)) == len(near) >= min(k, N)
+
+
+@pytest.mark.parametrize("n_slots", [0, 1, 5, 40, 3_000, N - 1])
+def test_only_the_slots_asked_for_are_compared(vectors: VectorReader, n_slots: int) -> None:
+    chosen = np.sort(np.random.default_rng(2).choice(N, n_slots, replace=False)).astype(np.int64)
+    queries = units(2, 3)
+    for query, near in zip(queries, scan(vectors, queries, 10, chosen), strict=True):
+        scores, slots = rank(vectors, query, near, 10)
+        np.testing.assert_array_equal(slots, truth(vectors, query, chosen, 10)[1])
+        assert scores.dtype == np.float64
+
+
+def test_a_range_in_the_middle_and_its_array_give_the_same(vectors: VectorReader) -> None:
+    queries = units(2, 4)
+    as_range = scan(vectors, queries, 7, range(100, 17_000))
+    as_array = scan(vectors, queries, 7, np.arange(100, 17_000))
+    for a, b in zip(as_range, as_array, strict=True):
+        assert set(a) == set(b)
+        assert a.min() >= 100
+        assert a.max() < 17_000
+
+
+def test_of_many_equal_vectors_the_lowest_slots_win_even_across_blocks(tmp_path: Path) -> None:
+    rows = units(N, 5)
+    query = units(1, 6)
+    same = np.arange(13, N, 50)
+    rows[same] = query
+    with write(tmp_path, rows, VectorDtype.F16) as vectors:
+        for k in (1, 10, len(same), len(same) + 3):
+            (near,) = scan(vectors, query, k, range(N))
+            scores, slots = rank(vectors, query[0], near, k)
+            np.testing.assert_array_equal(slots[: len(same)], same[:k])
+            assert len(set(scores[: min(k, len(same))])) == 1
+
+
+def test_a_score_does_not_depend_on_what_is_ranked_beside_it(vectors: VectorReader) -> None:
+    query = units(1, 7)[0]
+    scores, slots = rank(vectors, query, np.arange(N), N)
+    alone = {int(slot): rank(vectors, query, np.array([slot]), 1)[0][0] for slot in slots[:50]}
+    assert alone == dict(zip(slots[:50].tolist(), scores[:50].tolist(), strict=True))
+
+
+def test_scores_stay_within_minus_one_and_one(tmp_path: Path) -> None:
+    rows = units(200, 8)
+    with write(tmp_path, np.concatenate((rows, -rows)), VectorDtype.F16) as vectors:
+        for query in rows:
+            scores, _ = rank(vectors, query, np.arange(400), 400)
+            assert scores.max() <= 1.0
+            assert scores.min() >= -1.0
+            assert (np.diff(scores) <= 0).all()

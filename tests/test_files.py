@@ -1,0 +1,73 @@
+"""Names, opening and writing: the steps on the file system that everything else relies on."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from indexer.errors import IndexCorruptError, StorageError
+from indexer.files import is_own_name, new_name, open_regular, own_path, storage_errors, write_all
+
+HEX = "0123456789abcdef" * 2
+
+
+def test_new_names_are_own_and_never_the_same() -> None:
+    names = {new_name("gen", "faiss") for _ in range(100)} | {new_name("vectors", "f16") for _ in range(100)}
+    assert len(names) == 200
+    assert all(is_own_name(name) for name in names)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "index.db",
+        "notes.txt",
+        f"vectors-{HEX}",
+        f"vectors-{HEX}.f16.bak",
+        f"vectors-{HEX.upper()}.f16",
+        f"vectors-{HEX[1:]}.f16",
+        f"my-vectors-{HEX}.f16",
+        f"../vectors-{HEX}.f16",
+        f"vectors-{HEX}.f16\n",
+        "",
+    ],
+)
+def test_other_names_are_not_own_and_no_path_is_made_of_them(name: str, tmp_path: Path) -> None:
+    assert not is_own_name(name)
+    with pytest.raises(IndexCorruptError, match="restore a backup"):
+        own_path(tmp_path, name)
+
+
+def test_a_short_write_goes_on_to_the_last_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes(range(200))
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, view, offset: real(fd, view[:7], offset))
+    descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    write_all(descriptor, memoryview(data), 10)
+    os.close(descriptor)
+    assert (tmp_path / "file").read_bytes() == bytes(10) + data
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "link"])
+def test_what_is_no_regular_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "thing"
+    match kind:
+        case "directory":
+            path.mkdir()
+        case "fifo":
+            os.mkfifo(path)  # opening it for reading would wait for a writer
+        case "link":
+            (tmp_path / "target").write_bytes(b"secret")
+            path.symlink_to(tmp_path / "target")
+    with pytest.raises(IndexCorruptError, match="not a regular file"):
+        open_regular(path, os.O_RDONLY)
+
+
+def test_a_refused_write_is_one_line_with_path_and_reason(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="No space left on device") as caught, storage_errors(tmp_path / "vectors"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert str(tmp_path / "vectors") in str(caught.value)
+    assert "\n" not in str(caught.value)

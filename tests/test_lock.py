@@ -1,0 +1,92 @@
+"""One writer at a time, whoever it is; readers do not care."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from indexes import Oracle, build, records, searching
+
+from indexer.delete import delete_documents
+from indexer.errors import IndexLockedError
+from indexer.lock import writer_lock
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from indexer.lock import writer_lock
+with writer_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path):
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_second_process_is_refused_with_one_line_that_names_the_first(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    with pytest.raises(IndexLockedError, match=f"process {holder.pid} ") as caught, writer_lock(tmp_path):
+        pass
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_the_kernel_releases_the_lock_of_a_killed_process(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with writer_lock(tmp_path):
+        pass
+
+
+def test_a_second_thread_is_refused(tmp_path: Path) -> None:
+    caught: list[BaseException] = []
+
+    def second() -> None:
+        try:
+            with writer_lock(tmp_path):
+                pass
+        except IndexLockedError as error:
+            caught.append(error)
+
+    with writer_lock(tmp_path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert len(caught) == 1
+    assert f"process {os.getpid()} " in str(caught[0])
+
+
+def test_the_lock_is_free_again_after_an_error_and_its_file_stays(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), writer_lock(tmp_path):
+        1 / 0  # noqa: B018
+    assert (tmp_path / "writer.lock").is_file()
+    with writer_lock(tmp_path):
+        pass
+
+
+def test_build_and_delete_wait_for_no_lock_and_readers_need_none(tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    build(out, records(20))
+    with writer_lock(out):
+        with pytest.raises(IndexLockedError):
+            build(out, records(30))
+        with pytest.raises(IndexLockedError):
+            delete_documents(out, ["d1"])
+        with searching(out) as searcher:
+            Oracle().put(records(20)).check_searcher(searcher, ["text number 3", "else"], 5)
+    assert build(out, records(30)).documents == 30
