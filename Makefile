@@ -9,7 +9,7 @@ DEMO := demo.index
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check format gpu wheel clean
+.PHONY: demo test check docs format gpu wheel clean
 
 .venv/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "python3 must be 3.11 or later"; exit 1; }
@@ -55,6 +55,9 @@ wheel: .venv/.dev
 gpu: .venv/.dev
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python benchmarks/gpu.py
+
+docs: .venv/.dev
+	$(BIN)/python docs/make_commands.py
 
 format: .venv/.dev
 	$(BIN)/ruff format .
