@@ -25,7 +25,16 @@ TOLERANCE = 1e-3
 
 
 def command(source: Path, out: Path, model: str) -> list[str]:
-    return ["index", "build", str(source), "--out", str(out), "--model", model, "--json"]
+    return [
+        str(Path(sys.executable).with_name("index")),
+        "build",
+        str(source),
+        "--out",
+        str(out),
+        "--model",
+        model,
+        "--json",
+    ]
 
 
 def commits(out: Path) -> tuple[int, int]:

@@ -41,7 +41,16 @@ def main() -> None:
         for n in arguments.sizes:
             corpus, out = Path(folder, f"{n}.jsonl"), Path(folder, f"{n}.index")
             write_corpus(corpus, n)
-            build = ["index", "build", str(corpus), "--out", str(out), "--model", str(model), "--json"]
+            build = [
+                str(Path(sys.executable).with_name("index")),
+                "build",
+                str(corpus),
+                "--out",
+                str(out),
+                "--model",
+                str(model),
+                "--json",
+            ]
             done = subprocess.run(["/usr/bin/time", "-v", *build], capture_output=True, text=True, check=True)
             peak = _PEAK.search(done.stderr)
             if peak is None:
