@@ -22,19 +22,11 @@ from search import Searcher
 
 COMMIT_TEXTS = 2_048
 TOLERANCE = 1e-3
+INDEX = str(Path(sys.executable).with_name("index"))
 
 
 def command(source: Path, out: Path, model: str) -> list[str]:
-    return [
-        str(Path(sys.executable).with_name("index")),
-        "build",
-        str(source),
-        "--out",
-        str(out),
-        "--model",
-        model,
-        "--json",
-    ]
+    return [INDEX, "build", str(source), "--out", str(out), "--model", model, "--json"]
 
 
 def commits(out: Path) -> tuple[int, int]:
@@ -82,7 +74,7 @@ def main() -> int:
         rows = commits(killed)[1]
         done = subprocess.run(command(arguments.source, killed, arguments.model), stdout=subprocess.PIPE, check=True)
         last = json.loads(done.stdout)
-        clean = subprocess.run(["index", "verify", str(killed), "--deep"], stdout=subprocess.DEVNULL).returncode == 0
+        clean = subprocess.run([INDEX, "verify", str(killed), "--deep"], stdout=subprocess.DEVNULL).returncode == 0
         a, b = answers(plain, queries), answers(killed, queries)
     same_ids = sum([i for i, _ in x] == [i for i, _ in y] for x, y in zip(a, b, strict=True))
     worst = max(abs(s - t) for x, y in zip(a, b, strict=True) for (_, s), (_, t) in zip(x, y, strict=True))

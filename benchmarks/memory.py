@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+INDEX = str(Path(sys.executable).with_name("index"))
 _PEAK = re.compile(r"Maximum resident set size \(kbytes\): (\d+)")
 
 
@@ -41,16 +42,7 @@ def main() -> None:
         for n in arguments.sizes:
             corpus, out = Path(folder, f"{n}.jsonl"), Path(folder, f"{n}.index")
             write_corpus(corpus, n)
-            build = [
-                str(Path(sys.executable).with_name("index")),
-                "build",
-                str(corpus),
-                "--out",
-                str(out),
-                "--model",
-                str(model),
-                "--json",
-            ]
+            build = [INDEX, "build", str(corpus), "--out", str(out), "--model", str(model), "--json"]
             done = subprocess.run(["/usr/bin/time", "-v", *build], capture_output=True, text=True, check=True)
             peak = _PEAK.search(done.stderr)
             if peak is None:
