@@ -11,12 +11,16 @@ from typing import Any
 from urllib.parse import quote
 
 from indexer.errors import IndexCorruptError, IndexerError, IndexFormatError, IndexNotFoundError, StorageError
-from indexer.files import DATABASE
+from indexer.files import DATABASE, mend
 
 APPLICATION_ID = 0x636C7378  # "clsx"
 FORMAT_VERSION = 1
 BUSY_TIMEOUT_S = 10.0
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+class CommitError(StorageError):
+    """SQLite could not end a COMMIT; whether it happened only opening the database again tells."""
 
 
 def connect_writer(path: Path) -> sqlite3.Connection:
@@ -33,6 +37,7 @@ def connect_writer(path: Path) -> sqlite3.Connection:
             "synchronous = FULL",
             "cache_spill = OFF",  # a spill would take the exclusive lock before COMMIT and keep readers waiting
             "cache_size = -32768",
+            "temp_store = MEMORY",
             "trusted_schema = OFF",
             "cell_size_check = ON",
         ):
@@ -81,7 +86,7 @@ class Meta(dict[str, Any]):
         self._path = path
 
     def __missing__(self, key: str) -> Any:  # noqa: ANN401 - JSON
-        msg = f"{self._path} is damaged: the setting {key!r} is missing; restore a backup"
+        msg = f"{self._path} is damaged: the setting {key!r} is missing; {mend(self._path.parent)}"
         raise IndexCorruptError(msg)
 
     def json(self, key: str) -> Any:  # noqa: ANN401 - JSON
@@ -144,7 +149,7 @@ def translated(path: Path) -> Iterator[None]:
 
 def _translate(path: Path, error: sqlite3.Error) -> IndexerError:
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
-        return IndexCorruptError(f"{path} is damaged ({error}); restore a backup")
+        return IndexCorruptError(f"{path} is damaged ({error}); {mend(path.parent)}")
     return StorageError(f"{path}: {error}; what was committed before stands")
 
 
@@ -154,13 +159,23 @@ def transaction(connection: sqlite3.Connection, path: Path, kind: str = "DEFERRE
 
     A deferred transaction that later writes could fail with SQLITE_BUSY_SNAPSHOT whatever the timeout, so writers ask
     for IMMEDIATE (https://www.sqlite.org/lang_transaction.html).
+
+    Raises:
+        CommitError: COMMIT failed, and may have happened all the same.
+        StorageError: SQLite refused a statement; nothing of the block is committed.
     """
     with translated(path):
         connection.execute(f"BEGIN {kind}")
         try:
             yield
-            connection.execute("COMMIT")  # fails, and stays open, when a reader keeps it waiting too long
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
+            raise
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if not connection.in_transaction:
+                raise CommitError(f"{path}: {error}") from error
+            connection.execute("ROLLBACK")  # a reader kept it waiting too long
             raise

@@ -114,20 +114,8 @@ class SnapshotReader:
 
     def snapshot(self) -> Snapshot:
         """Return the newest snapshot."""
-        with self.transaction() as seq:
-            meta = Meta(self._sql, self._path)
-            dead = self._sql.execute("SELECT slot FROM passages WHERE document IS NULL ORDER BY slot")
-            return Snapshot(
-                seq=seq,
-                n_rows=meta["n_rows"],
-                n_documents=self._sql.execute("SELECT count(*) FROM documents").fetchone()[0],
-                is_complete=bool(meta["complete"]),
-                vector_file=meta["vector_file"],
-                layout=VectorLayout.of(meta, self._path),
-                dead=np.fromiter((row[0] for row in dead), np.int64),
-                generations=tuple(read_generations(self._sql)),
-                fields=self._fields(),
-            )
+        with self.transaction():
+            return read_snapshot(self._sql, self._path)
 
     def matching_slots(self, condition: CompiledFilter) -> NDArray[np.int64]:
         """Return the live slots whose document meets a filter, ascending. Call it within `transaction`."""
@@ -209,12 +197,30 @@ class SnapshotReader:
             ).fetchone()
         return dict(zip(("tokens", "tokens_lost", "truncated"), row, strict=True))
 
-    def _fields(self) -> dict[str, Field]:
-        columns = set(table_columns(self._sql))
-        types: dict[str, set[str]] = {}
-        for name, kind in self._sql.execute("SELECT name, type FROM fields"):
-            types.setdefault(name, set()).add(kind)
-        return {
-            name: Field(name=name, types=frozenset(kinds), column=name if name in columns else None)
-            for name, kinds in types.items()
-        }
+
+def read_snapshot(sql: sqlite3.Connection, path: Path) -> Snapshot:
+    """Return the snapshot that a connection to the database at `path` sees; the caller holds a transaction."""
+    meta = Meta(sql, path)
+    dead = sql.execute("SELECT slot FROM passages WHERE document IS NULL ORDER BY slot")
+    return Snapshot(
+        seq=meta["seq"],
+        n_rows=meta["n_rows"],
+        n_documents=sql.execute("SELECT count(*) FROM documents").fetchone()[0],
+        is_complete=bool(meta["complete"]),
+        vector_file=meta["vector_file"],
+        layout=VectorLayout.of(meta, path),
+        dead=np.fromiter((row[0] for row in dead), np.int64),
+        generations=tuple(read_generations(sql)),
+        fields=_read_fields(sql),
+    )
+
+
+def _read_fields(sql: sqlite3.Connection) -> dict[str, Field]:
+    columns = set(table_columns(sql))
+    types: dict[str, set[str]] = {}
+    for name, kind in sql.execute("SELECT name, type FROM fields"):
+        types.setdefault(name, set()).add(kind)
+    return {
+        name: Field(name=name, types=frozenset(kinds), column=name if name in columns else None)
+        for name, kinds in types.items()
+    }

@@ -13,7 +13,7 @@ from indexer.ann.generation import Generation
 from indexer.database import Meta, connect_reader, transaction
 from indexer.documents import Document, Place, text_key
 from indexer.errors import IndexCorruptError, IndexerError, MissingExtraError, StorageError
-from indexer.files import DATABASE
+from indexer.files import DATABASE, mend
 from indexer.metadata import column_value, json_type, table_columns
 from indexer.snapshot import Snapshot, SnapshotReader
 from indexer.vectors import VectorReader
@@ -121,7 +121,7 @@ def _vector_problems(directory: Path, snapshot: Snapshot, blocks: list[tuple[int
     try:
         vectors = VectorReader(directory, snapshot.vector_file, snapshot.layout, snapshot.n_rows)
     except FileNotFoundError:
-        yield f"{directory / snapshot.vector_file} is missing; restore a backup"
+        yield f"{directory / snapshot.vector_file} is missing; {mend(directory)}"
         return
     with vectors:
         for first_slot, n_rows, crc in blocks:
