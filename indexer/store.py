@@ -49,8 +49,8 @@ class Store:
         with translated(self._path):
             meta = Meta(connection, self._path)
         self.layout = VectorLayout.of(meta, self._path)
-        self.vector_file: str = meta["vector_file"]
-        self.n_rows: int = meta["n_rows"]
+        self.vector_file = meta.text("vector_file")
+        self.n_rows = meta.count("n_rows")
         self.is_complete = bool(meta["complete"])
         self._refused = ""
         self._vectors = VectorWriter(directory, self.vector_file, self.layout)
@@ -295,7 +295,7 @@ class Store:
     def generations(self) -> list[GenerationRow]:
         """Return the generations that the database names."""
         with translated(self._path):
-            return read_generations(self._sql)
+            return read_generations(self._sql, self._path)
 
     def replace_generation(self, generation: GenerationRow) -> None:
         """Name a durable generation file and drop all others; their files are removed after the commit."""
@@ -382,8 +382,7 @@ class Store:
         if (meta["n_rows"], meta["vector_file"]) != (self.n_rows, self.vector_file):
             msg = f"{self._path} was written by another process in spite of the lock; nothing was committed, run again"
             raise StorageError(msg)
-        seq: int = meta["seq"]
-        return seq
+        return meta.count("seq")
 
     def _remove(self, row_ids: Sequence[int], metadata: MetadataTable) -> None:
         if not row_ids:

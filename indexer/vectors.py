@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,8 @@ BLOCK_ROWS = 16_384
 KEPT_ROWS = 20_000
 _MAGIC = b"CLSVEC\r\n"
 _VERSION = 1
+_LARGEST_DIM = 1 << 16
+_UUID = re.compile(r"[0-9a-f]{32}")
 _HEADER = struct.Struct("<8sIII16s16s")  # magic, version, bytes of one number, dim, index uuid, file uuid
 
 
@@ -50,14 +53,18 @@ class VectorLayout:
         """Return the layout that the settings in the database at `path` name.
 
         Raises:
-            IndexCorruptError: there is no such number format.
+            IndexCorruptError: there is no such layout.
         """
         try:
             dtype = VectorDtype(meta["vector_dtype"])
         except ValueError as error:
             msg = f"{path} is damaged: vector_dtype is {meta['vector_dtype']!r}; {mend(path.parent)}"
             raise IndexCorruptError(msg) from error
-        return cls(dim=meta["dim"], dtype=dtype, index_uuid=meta["index_uuid"])
+        dim, index_uuid = meta["dim"], meta["index_uuid"]
+        if not isinstance(dim, int) or not 1 <= dim <= _LARGEST_DIM or not _UUID.fullmatch(str(index_uuid)):
+            msg = f"{path} is damaged: dim {dim!r}, index_uuid {str(index_uuid)[:40]!r}; {mend(path.parent)}"
+            raise IndexCorruptError(msg)
+        return cls(dim=dim, dtype=dtype, index_uuid=index_uuid)
 
     @property
     def stride(self) -> int:
