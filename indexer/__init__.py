@@ -7,14 +7,28 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from indexer.api import Index, build_index
+    from indexer.backup import BackupReport
+    from indexer.compact import CompactReport
     from indexer.errors import IndexerError
     from indexer.features import HiddenState
     from indexer.progress import BuildReport, Phase, Progress
 
-__all__ = ["BuildReport", "HiddenState", "Index", "IndexerError", "Phase", "Progress", "build_index"]
+__all__ = [
+    "BackupReport",
+    "BuildReport",
+    "CompactReport",
+    "HiddenState",
+    "Index",
+    "IndexerError",
+    "Phase",
+    "Progress",
+    "build_index",
+]
 
 _HOMES = {
+    "BackupReport": "indexer.backup",
     "BuildReport": "indexer.progress",
+    "CompactReport": "indexer.compact",
     "HiddenState": "indexer.features",
     "Index": "indexer.api",
     "IndexerError": "indexer.errors",

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from indexer.ann.kinds import Kind
+from indexer.backup import BackupReport, backup_index
 from indexer.build import BuildOptions, run_build
+from indexer.compact import CompactReport, compact_index
 from indexer.config import Dtype, EncoderOptions, IfExists, OnError, Pooling, ReadOptions, VectorDtype, choice
 from indexer.corpus import Source
 from indexer.delete import DeleteReport, delete_documents
@@ -175,6 +177,30 @@ class Index:
             IndexLockedError: another writer holds the index.
         """
         return delete_documents(self.directory, ids, where)
+
+    def compact(self) -> CompactReport:
+        """Give back the space of deleted and replaced documents, and bring the FAISS file up to date.
+
+        Readers go on meanwhile. The live vectors are copied, each checked, so there must be room for them.
+
+        Raises:
+            IndexCorruptError: a vector is damaged; nothing was changed.
+            IndexLockedError: another writer holds the index.
+            StorageError: the file system refused; no document is lost.
+        """
+        return compact_index(self.directory)
+
+    def backup(self, target: str | Path) -> BackupReport:
+        """Copy the index, as it is at one commit, to a directory that is new or empty, and check every byte.
+
+        Others may write the index meanwhile. The copy is an index; move it back to restore it.
+
+        Raises:
+            IndexCorruptError: the index is damaged.
+            StorageError: the file system refused.
+            UsageError: `target` holds something.
+        """
+        return backup_index(self.directory, Path(target))
 
     def verify(self, *, deep: bool = False) -> list[str]:
         """Check the index, with `deep` every byte, and return the problems, one line each."""

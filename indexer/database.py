@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -11,12 +13,18 @@ from typing import Any
 from urllib.parse import quote
 
 from indexer.errors import IndexCorruptError, IndexerError, IndexFormatError, IndexNotFoundError, StorageError
-from indexer.files import DATABASE
+from indexer.files import DATABASE, mend, open_regular, read_error
+from indexer.schema import APPLICATION_ID, FORMAT_VERSION, strangers
 
-APPLICATION_ID = 0x636C7378  # "clsx"
-FORMAT_VERSION = 1
 BUSY_TIMEOUT_S = 10.0
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_LONGEST_VALUE_BYTES = 1 << 28
+_LONGEST_SETTING = 1 << 20
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+
+
+class CommitError(StorageError):
+    """SQLite could not end a COMMIT; whether it happened only opening the database again tells."""
 
 
 def connect_writer(path: Path) -> sqlite3.Connection:
@@ -26,13 +34,16 @@ def connect_writer(path: Path) -> sqlite3.Connection:
     carries the WAL-reset bug (https://www.sqlite.org/wal.html#walresetbug). DELETE leaves the removal of the journal
     unsynced; TRUNCATE with FULL does not.
     """
+    check_place(path)
     with translated(path):
         connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        _set_limits(connection)
         for pragma in (
             "journal_mode = TRUNCATE",
             "synchronous = FULL",
             "cache_spill = OFF",  # a spill would take the exclusive lock before COMMIT and keep readers waiting
             "cache_size = -32768",
+            "temp_store = MEMORY",
             "trusted_schema = OFF",
             "cell_size_check = ON",
         ):
@@ -52,7 +63,8 @@ def connect_reader(directory: Path) -> sqlite3.Connection:
         IndexCorruptError: the file is damaged.
     """
     path = directory / DATABASE
-    if not path.is_file():
+    check_place(path)
+    if not path.exists():
         msg = f"{directory} is not an index (no {DATABASE} in it); build one with: index build SOURCE --out {directory}"
         raise IndexNotFoundError(msg)
     try:
@@ -62,6 +74,56 @@ def connect_reader(directory: Path) -> sqlite3.Connection:
             raise _translate(path, error) from error
     with translated(path):
         return _checked_reader(path)
+
+
+def check_place(path: Path) -> None:
+    """Refuse a database that lies where SQLite would write through to other files.
+
+    SQLite follows links, and it removes a file that a journal names as its super-journal; an index has neither.
+
+    Raises:
+        IndexCorruptError: the database or a file beside it is a link or no file, or is none that an index has.
+    """
+    for name, is_allowed in (("", True), ("-journal", True), ("-wal", False), ("-shm", False)):
+        each = path.with_name(path.name + name)
+        try:
+            mode = each.lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise read_error(each, error) from error
+        if not stat.S_ISREG(mode):
+            msg = f"{each}: not a regular file; {mend(path.parent)}"
+            raise IndexCorruptError(msg)
+        if not is_allowed:
+            msg = f"{each} is there: the database is in WAL mode; run: sqlite3 {path} 'PRAGMA journal_mode = DELETE'"
+            raise IndexCorruptError(msg)
+        if name == "-journal" and _names_super_journal(each):
+            msg = f"{each} names another journal, which the journal of an index never does; {mend(path.parent)}"
+            raise IndexCorruptError(msg)
+
+
+def _names_super_journal(journal: Path) -> bool:
+    # https://www.sqlite.org/fileformat.html#the_rollback_journal: such a name stands at the end, before the magic.
+    try:
+        descriptor = open_regular(journal, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        size = os.fstat(descriptor).st_size
+        return size > len(_JOURNAL_MAGIC) and os.pread(descriptor, 8, size - 8) == _JOURNAL_MAGIC
+    finally:
+        os.close(descriptor)
+
+
+def _set_limits(connection: sqlite3.Connection) -> None:
+    for limit, value in (
+        (sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE_BYTES),
+        (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
+        (sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH, 0),
+        (sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0),
+    ):
+        connection.setlimit(limit, value)
 
 
 def roll_back_journal(path: Path, error: sqlite3.Error) -> bool:
@@ -81,12 +143,47 @@ class Meta(dict[str, Any]):
         self._path = path
 
     def __missing__(self, key: str) -> Any:  # noqa: ANN401 - JSON
-        msg = f"{self._path} is damaged: the setting {key!r} is missing; restore a backup"
+        msg = f"{self._path} is damaged: the setting {key!r} is missing; {mend(self._path.parent)}"
         raise IndexCorruptError(msg)
 
     def json(self, key: str) -> Any:  # noqa: ANN401 - JSON
         """Return a setting that is kept as JSON."""
-        return json.loads(self[key])
+        text = self[key]
+        if not isinstance(text, str) or len(text) > _LONGEST_SETTING:
+            raise self._wrong(key)
+        return stored_json(text, self._path)
+
+    def count(self, key: str, least: int = 0, most: int = 1 << 48) -> int:
+        """Return a setting that is a whole number in a range."""
+        value = self[key]
+        if not isinstance(value, int) or not least <= value <= most:
+            raise self._wrong(key)
+        return value
+
+    def text(self, key: str) -> str:
+        """Return a setting that is a text."""
+        value = self[key]
+        if not isinstance(value, str):
+            raise self._wrong(key)
+        return value
+
+    def _wrong(self, key: str) -> IndexCorruptError:
+        return IndexCorruptError(
+            f"{self._path} is damaged: {key} is {str(self[key])[:40]!r}; {mend(self._path.parent)}"
+        )
+
+
+def stored_json(text: str, path: Path) -> Any:  # noqa: ANN401 - JSON
+    """Return the value of a JSON text of the database at `path`.
+
+    Raises:
+        IndexCorruptError: it is not JSON, or nested deeper than any that an index writes.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        msg = f"{path} is damaged: a value that should be JSON is not ({type(error).__name__}); {mend(path.parent)}"
+        raise IndexCorruptError(msg) from error
 
 
 def _uri(path: Path, mode: str) -> str:
@@ -97,6 +194,7 @@ def _checked_reader(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         _uri(path, "ro"), uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
     )
+    _set_limits(connection)
     try:
         for pragma in ("query_only = ON", "trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
             connection.execute(f"PRAGMA {pragma}")
@@ -119,6 +217,7 @@ def check_format(connection: sqlite3.Connection, path: Path) -> None:
     Raises:
         IndexNotFoundError: a build was cut off before anything was committed.
         IndexFormatError: another application's database, or a newer format.
+        IndexCorruptError: it has other tables than an index, or anything beside them.
     """
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -131,6 +230,9 @@ def check_format(connection: sqlite3.Connection, path: Path) -> None:
     if version > FORMAT_VERSION:
         msg = f"{path} has format {version}, this version reads up to {FORMAT_VERSION}; upgrade clsindex"
         raise IndexFormatError(msg)
+    if stranger := next(strangers(connection), None):
+        msg = f"{path} has not the tables of an index ({stranger}); {mend(path.parent)}"
+        raise IndexCorruptError(msg)
 
 
 @contextmanager
@@ -144,7 +246,7 @@ def translated(path: Path) -> Iterator[None]:
 
 def _translate(path: Path, error: sqlite3.Error) -> IndexerError:
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
-        return IndexCorruptError(f"{path} is damaged ({error}); restore a backup")
+        return IndexCorruptError(f"{path} is damaged ({error}); {mend(path.parent)}")
     return StorageError(f"{path}: {error}; what was committed before stands")
 
 
@@ -154,13 +256,23 @@ def transaction(connection: sqlite3.Connection, path: Path, kind: str = "DEFERRE
 
     A deferred transaction that later writes could fail with SQLITE_BUSY_SNAPSHOT whatever the timeout, so writers ask
     for IMMEDIATE (https://www.sqlite.org/lang_transaction.html).
+
+    Raises:
+        CommitError: COMMIT failed, and may have happened all the same.
+        StorageError: SQLite refused a statement; nothing of the block is committed.
     """
     with translated(path):
         connection.execute(f"BEGIN {kind}")
         try:
             yield
-            connection.execute("COMMIT")  # fails, and stays open, when a reader keeps it waiting too long
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
+            raise
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if not connection.in_transaction:
+                raise CommitError(f"{path}: {error}") from error
+            connection.execute("ROLLBACK")  # a reader kept it waiting too long
             raise

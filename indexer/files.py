@@ -28,6 +28,11 @@ def is_own_name(name: str) -> bool:
     return _OWN_NAME.fullmatch(name) is not None
 
 
+def mend(directory: Path) -> str:
+    """Return what to do about damaged data, as error messages end."""
+    return f"run: index repair {directory}, or restore a backup"
+
+
 def own_path(directory: Path, name: str) -> Path:
     """Return the path of a file that the database names; a name of any other form is refused.
 
@@ -35,7 +40,7 @@ def own_path(directory: Path, name: str) -> Path:
         IndexCorruptError: the name could lead out of the directory.
     """
     if not is_own_name(name):
-        msg = f"{directory}: the database names a file {name!r}, which is no name of an index file; restore a backup"
+        msg = f"{directory}: the database names a file {name!r}, which is no name of an index file; {mend(directory)}"
         raise IndexCorruptError(msg)
     return directory / name
 
@@ -60,7 +65,7 @@ def open_regular(path: Path, flags: int) -> int:
     return descriptor
 
 
-def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+def write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int) -> None:
     """Write every byte at `offset`; a short write goes on, an error raises OSError."""
     view = memoryview(data).cast("B")
     while view:
@@ -81,6 +86,24 @@ def sync_directory(directory: Path) -> None:
 def storage_error(path: Path, error: OSError) -> StorageError:
     """Return the one-line error for a write that the file system refused."""
     return StorageError(f"{path}: {error.strerror or error}; what was committed before stands, mend it and run again")
+
+
+def read_all(descriptor: int, n_bytes: int, offset: int) -> bytearray:
+    """Read exactly `n_bytes` at `offset`; fewer come back only where the file ends."""
+    data = bytearray(n_bytes)
+    view, done = memoryview(data), 0
+    while done < n_bytes:
+        n = os.preadv(descriptor, [view[done:]], offset + done)
+        if n == 0:
+            view.release()
+            return data[:done]
+        done += n
+    return data
+
+
+def read_error(path: Path, error: OSError) -> StorageError:
+    """Return the one-line error for a read that the file system refused."""
+    return StorageError(f"{path} cannot be read: {error.strerror or error}; check the disk, then run: index verify")
 
 
 @contextmanager

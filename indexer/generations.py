@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from indexer.database import stored_json
 from indexer.documents import JsonValue
 
 
@@ -24,8 +25,8 @@ class GenerationRow:
     created_at: str
 
 
-def read_generations(connection: sqlite3.Connection) -> list[GenerationRow]:
-    """Return the rows of the table generations, newest first."""
+def read_generations(connection: sqlite3.Connection, path: Path) -> list[GenerationRow]:
+    """Return the rows of the table generations in the database at `path`, newest first."""
     rows = connection.execute(
         """SELECT name, vector_file, kind, n_slots, n_bytes, sha256, details, created_at FROM generations
         ORDER BY created_at DESC, name"""
@@ -38,7 +39,7 @@ def read_generations(connection: sqlite3.Connection) -> list[GenerationRow]:
             n_slots=n_slots,
             n_bytes=n_bytes,
             sha256=sha256,
-            details=json.loads(details),
+            details=stored_json(details, path),
             created_at=created_at,
         )
         for name, vector_file, kind, n_slots, n_bytes, sha256, details, created_at in rows

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.database import Meta, connect_reader, roll_back_journal, transaction, translated
+from indexer.database import Meta, connect_reader, roll_back_journal, stored_json, transaction, translated
 from indexer.documents import JsonValue, is_storable
-from indexer.files import DATABASE
+from indexer.errors import IndexCorruptError
+from indexer.files import DATABASE, mend
 from indexer.filters import CompiledFilter, Field
 from indexer.generations import GenerationRow, read_generations
 from indexer.metadata import table_columns
@@ -114,20 +115,8 @@ class SnapshotReader:
 
     def snapshot(self) -> Snapshot:
         """Return the newest snapshot."""
-        with self.transaction() as seq:
-            meta = Meta(self._sql, self._path)
-            dead = self._sql.execute("SELECT slot FROM passages WHERE document IS NULL ORDER BY slot")
-            return Snapshot(
-                seq=seq,
-                n_rows=meta["n_rows"],
-                n_documents=self._sql.execute("SELECT count(*) FROM documents").fetchone()[0],
-                is_complete=bool(meta["complete"]),
-                vector_file=meta["vector_file"],
-                layout=VectorLayout.of(meta, self._path),
-                dead=np.fromiter((row[0] for row in dead), np.int64),
-                generations=tuple(read_generations(self._sql)),
-                fields=self._fields(),
-            )
+        with self.transaction():
+            return read_snapshot(self._sql, self._path)
 
     def matching_slots(self, condition: CompiledFilter) -> NDArray[np.int64]:
         """Return the live slots whose document meets a filter, ascending. Call it within `transaction`."""
@@ -157,7 +146,7 @@ class SnapshotReader:
             (json.dumps([int(slot) for slot in slots]),),
         )
         return {
-            slot: StoredPassage(slot, id_, text, json.loads(metadata), start, end)
+            slot: StoredPassage(slot, id_, text, self._metadata(metadata), start, end)
             for slot, id_, text, metadata, start, end in rows
         }
 
@@ -178,7 +167,7 @@ class SnapshotReader:
                 """SELECT min(p.slot), d.metadata FROM documents AS d JOIN passages AS p ON p.document = d.row_id
                 GROUP BY d.row_id ORDER BY d.id"""
             )
-            return [(slot, json.loads(metadata).get(field)) for slot, metadata in rows]
+            return [(slot, self._metadata(metadata).get(field)) for slot, metadata in rows]
 
     def known_ids(self, ids: Sequence[str]) -> set[str]:
         """Return those ids that the index has."""
@@ -188,6 +177,13 @@ class SnapshotReader:
                 (json.dumps([id_ for id_ in ids if is_storable(id_)]),),
             )
             return {row[0] for row in rows}
+
+    def _metadata(self, text: str) -> dict[str, JsonValue]:
+        value = stored_json(text, self._path)
+        if not isinstance(value, dict):
+            msg = f"{self._path} is damaged: the metadata of a document are no JSON object; {mend(self.directory)}"
+            raise IndexCorruptError(msg)
+        return value
 
     def canaries(self) -> list[tuple[str, NDArray[np.float32]]]:
         """Return the canary texts with the vectors, (d,) float32, that they had at creation."""
@@ -209,12 +205,34 @@ class SnapshotReader:
             ).fetchone()
         return dict(zip(("tokens", "tokens_lost", "truncated"), row, strict=True))
 
-    def _fields(self) -> dict[str, Field]:
-        columns = set(table_columns(self._sql))
-        types: dict[str, set[str]] = {}
-        for name, kind in self._sql.execute("SELECT name, type FROM fields"):
-            types.setdefault(name, set()).add(kind)
-        return {
-            name: Field(name=name, types=frozenset(kinds), column=name if name in columns else None)
-            for name, kinds in types.items()
-        }
+
+def read_snapshot(sql: sqlite3.Connection, path: Path) -> Snapshot:
+    """Return the snapshot that a connection to the database at `path` sees; the caller holds a transaction."""
+    meta = Meta(sql, path)
+    n_rows = meta.count("n_rows")
+    if sql.execute("SELECT coalesce(max(slot) + 1, 0) FROM passages").fetchone()[0] != n_rows:
+        msg = f"{path} is damaged: n_rows is {n_rows}, but the passages end elsewhere; {mend(path.parent)}"
+        raise IndexCorruptError(msg)
+    dead = sql.execute("SELECT slot FROM passages WHERE document IS NULL ORDER BY slot")
+    return Snapshot(
+        seq=meta.count("seq"),
+        n_rows=n_rows,
+        n_documents=sql.execute("SELECT count(*) FROM documents").fetchone()[0],
+        is_complete=bool(meta["complete"]),
+        vector_file=meta.text("vector_file"),
+        layout=VectorLayout.of(meta, path),
+        dead=np.fromiter((row[0] for row in dead), np.int64),
+        generations=tuple(read_generations(sql, path)),
+        fields=_read_fields(sql),
+    )
+
+
+def _read_fields(sql: sqlite3.Connection) -> dict[str, Field]:
+    columns = set(table_columns(sql))
+    types: dict[str, set[str]] = {}
+    for name, kind in sql.execute("SELECT name, type FROM fields"):
+        types.setdefault(name, set()).add(kind)
+    return {
+        name: Field(name=name, types=frozenset(kinds), column=name if name in columns else None)
+        for name, kinds in types.items()
+    }

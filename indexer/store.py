@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from numpy.typing import NDArray
 
 from indexer.changes import Changes, Known, NewDocument, Twin
 from indexer.config import VectorDtype
-from indexer.database import Meta, check_format, connect_writer, transaction, translated
+from indexer.database import CommitError, Meta, check_format, connect_writer, transaction, translated
 from indexer.documents import Document, is_storable, text_key
-from indexer.errors import IndexCorruptError, StorageError
-from indexer.files import DATABASE, is_own_name, sync_directory
+from indexer.errors import IndexCorruptError, IndexerError, StorageError
+from indexer.files import DATABASE, is_own_name, mend, sync_directory
 from indexer.generations import GenerationRow, read_generations
 from indexer.metadata import MetadataTable
 from indexer.schema import migrate
@@ -48,9 +49,10 @@ class Store:
         with translated(self._path):
             meta = Meta(connection, self._path)
         self.layout = VectorLayout.of(meta, self._path)
-        self.vector_file: str = meta["vector_file"]
-        self.n_rows: int = meta["n_rows"]
+        self.vector_file = meta.text("vector_file")
+        self.n_rows = meta.count("n_rows")
         self.is_complete = bool(meta["complete"])
+        self._refused = ""
         self._vectors = VectorWriter(directory, self.vector_file, self.layout)
         try:
             self._vectors.recover(self.n_rows)
@@ -92,6 +94,8 @@ class Store:
             "created_at": now(),
         }
         meta |= {key: json.dumps(value, ensure_ascii=False) for key, value in settings.items()}
+        with translated(directory / DATABASE):
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # compaction can give pages back a few at a time
         with transaction(connection, directory / DATABASE, "IMMEDIATE"):
             migrate(connection)
             connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
@@ -226,10 +230,9 @@ class Store:
         if n_passages != len(rows):
             msg = f"{n_passages} passages came with {len(rows)} vectors; nothing was written"
             raise StorageError(msg)
-        crc = self._vectors.append(self.n_rows, rows) if len(rows) else 0
-        with transaction(self._sql, self._path, "IMMEDIATE"):
-            self._check_rows_stand()
-            metadata = MetadataTable(self._sql)
+        crc = self._append_vectors(rows) if len(rows) else 0
+        with self.changing() as sql:
+            metadata = MetadataTable(sql)
             self._remove(
                 changes.gone + [new.replaces for new in changes.appended if new.replaces is not None], metadata
             )
@@ -237,32 +240,69 @@ class Store:
             self._append(changes.appended, metadata)
             metadata.finish()
             if len(rows):
-                self._sql.execute("INSERT INTO blocks VALUES (?, ?, ?)", (self.n_rows, len(rows), crc))
-            self._sql.execute("UPDATE meta SET value = ? WHERE key = 'n_rows'", (self.n_rows + len(rows),))
-            self._sql.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
+                sql.execute("INSERT INTO blocks VALUES (?, ?, ?)", (self.n_rows, len(rows), crc))
+            sql.execute("UPDATE meta SET value = ? WHERE key = 'n_rows'", (self.n_rows + len(rows),))
         self.n_rows += len(rows)
+
+    @contextmanager
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """Hold the transaction of one commit; nothing else was committed since this store knows the index.
+
+        Raises:
+            StorageError: SQLite refused. When COMMIT itself failed the message says whether it happened, as the
+                database shows when it is opened again, and this store takes no further commit.
+        """
+        if self._refused:
+            raise StorageError(self._refused)
+        seq = -1
+        try:
+            with transaction(self._sql, self._path, "IMMEDIATE"):
+                seq = self._check_rows_stand()
+                yield self._sql
+                self._sql.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
+        except CommitError as error:
+            self._refused = f"{error}; {self._outcome(seq)}"
+            raise StorageError(self._refused) from error
+
+    def _append_vectors(self, rows: NDArray[np.generic]) -> int:
+        if self._refused:
+            raise StorageError(self._refused)
+        try:
+            return self._vectors.append(self.n_rows, rows)
+        except StorageError as error:
+            # After a failed fsync the kernel takes lost pages for written: only a new writer may go on.
+            self._refused = str(error)
+            raise
+
+    def _outcome(self, seq: int) -> str:
+        """Say whether the commit after `seq` is in the index, as a new connection sees it."""
+        self._sql.close()
+        try:
+            with closing(connect_writer(self._path)) as sql, translated(self._path):
+                is_in = Meta(sql, self._path)["seq"] != seq
+        except IndexerError:
+            return "whether this commit is in the index could not be read; run again when the disk can be used"
+        return "this commit is in the index all the same; run again" if is_in else "this commit is not; run again"
 
     def set_complete(self, complete: bool) -> None:
         """Mark whether the source was read to its end."""
         if complete == self.is_complete:
             return
-        with transaction(self._sql, self._path, "IMMEDIATE"):
-            self._sql.execute("UPDATE meta SET value = ? WHERE key = 'complete'", (int(complete),))
-            self._sql.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
+        with self.changing() as sql:
+            sql.execute("UPDATE meta SET value = ? WHERE key = 'complete'", (int(complete),))
         self.is_complete = complete
 
     def generations(self) -> list[GenerationRow]:
         """Return the generations that the database names."""
         with translated(self._path):
-            return read_generations(self._sql)
+            return read_generations(self._sql, self._path)
 
     def replace_generation(self, generation: GenerationRow) -> None:
         """Name a durable generation file and drop all others; their files are removed after the commit."""
         old = [row.name for row in self.generations()]
-        with transaction(self._sql, self._path, "IMMEDIATE"):
-            self._check_rows_stand()
-            self._sql.execute("DELETE FROM generations")
-            self._sql.execute(
+        with self.changing() as sql:
+            sql.execute("DELETE FROM generations")
+            sql.execute(
                 "INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     generation.name,
@@ -275,9 +315,60 @@ class Store:
                     generation.created_at,
                 ),
             )
-            self._sql.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
         for name in old:
             (self.directory / name).unlink(missing_ok=True)
+
+    def blocks(self) -> list[tuple[int, int, int]]:
+        """Return first slot, number of rows and CRC-32 of each block of the vector file, ascending."""
+        with translated(self._path):
+            return self._sql.execute("SELECT first_slot, n_rows, crc32 FROM blocks ORDER BY first_slot").fetchall()
+
+    def live_slots(self) -> NDArray[np.int64]:
+        """Return the slots of passages whose document stands, int64 ascending."""
+        with translated(self._path):
+            rows = self._sql.execute("SELECT slot FROM passages WHERE document IS NOT NULL ORDER BY slot")
+            return np.fromiter((row[0] for row in rows), np.int64)
+
+    def replace_vectors(self, name: str, blocks: Sequence[tuple[int, int, int]]) -> None:
+        """Let the index name a durable vector file that holds the live rows in their order and no others.
+
+        Args:
+            name: of the file.
+            blocks: of the file; first slot, number of rows and CRC-32 of each, ascending.
+        """
+        old = [self.vector_file, *(row.name for row in self.generations())]
+        n_rows = sum(n for _, n, _ in blocks)
+        with self.changing() as sql:
+            sql.execute(
+                """CREATE TEMP TABLE live AS SELECT document, char_start, char_end, text_key, n_tokens, n_tokens_lost
+                FROM passages WHERE document IS NOT NULL ORDER BY slot"""
+            )
+            if (n_live := sql.execute("SELECT count(*) FROM live").fetchone()[0]) != n_rows:
+                msg = f"{self._path}: {n_live} passages are live, {n_rows} rows were copied; run: index verify --deep"
+                raise IndexCorruptError(msg)
+            sql.execute("DELETE FROM passages")
+            sql.execute("INSERT INTO passages SELECT rowid - 1, * FROM live ORDER BY rowid")
+            sql.execute("DROP TABLE live")
+            sql.execute("DELETE FROM blocks")
+            sql.executemany("INSERT INTO blocks VALUES (?, ?, ?)", blocks)
+            sql.execute("DELETE FROM generations")
+            sql.execute("UPDATE meta SET value = ? WHERE key = 'vector_file'", (name,))
+            sql.execute("UPDATE meta SET value = ? WHERE key = 'n_rows'", (n_rows,))
+        self._vectors.close()
+        self.vector_file, self.n_rows = name, n_rows
+        self._vectors = VectorWriter(self.directory, name, self.layout)
+        for each in old:
+            (self.directory / each).unlink(missing_ok=True)
+
+    def give_back_pages(self, step: int) -> None:
+        """Cut the free pages off the database, `step` pages in a transaction, so that readers come in between."""
+        with translated(self._path):
+            free = self._sql.execute("PRAGMA freelist_count").fetchone()[0]
+            while free:
+                self._sql.execute(f"PRAGMA incremental_vacuum({step:d})").fetchall()
+                before, free = free, self._sql.execute("PRAGMA freelist_count").fetchone()[0]
+                if free >= before:
+                    return
 
     def counts(self) -> dict[str, int]:
         """Return how many documents, passages (live slots) and dead slots there are."""
@@ -286,13 +377,12 @@ class Store:
             dead = self._sql.execute("SELECT count(*) FROM passages WHERE document IS NULL").fetchone()[0]
         return {"documents": documents, "passages": self.n_rows - dead, "dead": dead}
 
-    def _check_rows_stand(self) -> None:
-        n_rows, vector_file = self._sql.execute(
-            "SELECT (SELECT value FROM meta WHERE key = 'n_rows'), (SELECT value FROM meta WHERE key = 'vector_file')"
-        ).fetchone()
-        if (n_rows, vector_file) != (self.n_rows, self.vector_file):
+    def _check_rows_stand(self) -> int:
+        meta = Meta(self._sql, self._path)
+        if (meta["n_rows"], meta["vector_file"]) != (self.n_rows, self.vector_file):
             msg = f"{self._path} was written by another process in spite of the lock; nothing was committed, run again"
             raise StorageError(msg)
+        return meta.count("seq")
 
     def _remove(self, row_ids: Sequence[int], metadata: MetadataTable) -> None:
         if not row_ids:
@@ -340,5 +430,5 @@ class Store:
             if is_own_name(path.name) and path.name not in named:
                 path.unlink()
         if missing := sorted(name for name in named if not (self.directory / name).exists() and name[:3] == "vec"):
-            msg = f"{self.directory}: the file {missing[0]} is missing; restore a backup"
+            msg = f"{self.directory}: the file {missing[0]} is missing; {mend(self.directory)}"
             raise IndexCorruptError(msg)

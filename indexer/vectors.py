@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -10,19 +11,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.config import VectorDtype
 from indexer.errors import IndexCorruptError, StorageError
-from indexer.files import new_name, open_regular, own_path, storage_error, sync_directory, write_all
+from indexer.files import (
+    mend,
+    new_name,
+    open_regular,
+    own_path,
+    read_all,
+    read_error,
+    storage_error,
+    sync_directory,
+    write_all,
+)
 
 HEADER_BYTES = 4096
 BLOCK_ROWS = 16_384
 KEPT_ROWS = 20_000
 _MAGIC = b"CLSVEC\r\n"
 _VERSION = 1
+_LARGEST_DIM = 1 << 16
+_UUID = re.compile(r"[0-9a-f]{32}")
 _HEADER = struct.Struct("<8sIII16s16s")  # magic, version, bytes of one number, dim, index uuid, file uuid
 
 
@@ -39,14 +53,18 @@ class VectorLayout:
         """Return the layout that the settings in the database at `path` name.
 
         Raises:
-            IndexCorruptError: there is no such number format.
+            IndexCorruptError: there is no such layout.
         """
         try:
             dtype = VectorDtype(meta["vector_dtype"])
         except ValueError as error:
-            msg = f"{path} is damaged: vector_dtype is {meta['vector_dtype']!r}; restore a backup"
+            msg = f"{path} is damaged: vector_dtype is {meta['vector_dtype']!r}; {mend(path.parent)}"
             raise IndexCorruptError(msg) from error
-        return cls(dim=meta["dim"], dtype=dtype, index_uuid=meta["index_uuid"])
+        dim, index_uuid = meta["dim"], meta["index_uuid"]
+        if not isinstance(dim, int) or not 1 <= dim <= _LARGEST_DIM or not _UUID.fullmatch(str(index_uuid)):
+            msg = f"{path} is damaged: dim {dim!r}, index_uuid {str(index_uuid)[:40]!r}; {mend(path.parent)}"
+            raise IndexCorruptError(msg)
+        return cls(dim=dim, dtype=dtype, index_uuid=index_uuid)
 
     @property
     def stride(self) -> int:
@@ -75,15 +93,24 @@ def _file_uuid(name: str) -> str:
 
 
 def create_vector_file(directory: Path, layout: VectorLayout) -> str:
-    """Create an empty vector file, durable with its name, and return the name."""
+    """Create an empty vector file, durable with its name, and return the name.
+
+    Raises:
+        StorageError: the file system refused; there is no such file then.
+    """
     name = new_name("vectors", layout.dtype.value)
-    descriptor = open_regular(directory / name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    path = directory / name
     try:
-        write_all(descriptor, layout.header(_file_uuid(name)), 0)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    sync_directory(directory)
+        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            write_all(descriptor, layout.header(_file_uuid(name)), 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        sync_directory(directory)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise storage_error(path, error) from error
     return name
 
 
@@ -120,7 +147,7 @@ class VectorWriter:
         try:
             self._descriptor = open_regular(self.path, os.O_RDWR)
         except FileNotFoundError as error:
-            msg = f"{self.path}: the vector file is missing; restore a backup"
+            msg = f"{self.path}: the vector file is missing; {mend(directory)}"
             raise IndexCorruptError(msg) from error
 
     def recover(self, n_rows: int) -> None:
@@ -131,7 +158,7 @@ class VectorWriter:
         """
         size, need = os.fstat(self._descriptor).st_size, self.layout.file_bytes(n_rows)
         if size < need:
-            msg = f"{self.path} has {size} bytes, {n_rows} committed rows need {need}; restore a backup"
+            msg = f"{self.path} has {size} bytes, {n_rows} committed rows need {need}; {mend(self.path.parent)}"
             raise IndexCorruptError(msg)
         if size > need:
             os.ftruncate(self._descriptor, need)
@@ -142,13 +169,25 @@ class VectorWriter:
         Raises:
             StorageError: the file system refused; the rows behind `first_slot` then count as unwritten.
         """
+        crc = self.write(first_slot, rows)
+        self.sync()
+        return crc
+
+    def write(self, first_slot: int, rows: NDArray[np.generic]) -> int:
+        """Write rows at `first_slot`, durable after `sync`, and return their CRC-32; errors are those of `append`."""
         data = rows.data.cast("B")
         try:
             write_all(self._descriptor, data, self.layout.file_bytes(first_slot))
-            os.fsync(self._descriptor)
         except OSError as error:
             raise storage_error(self.path, error) from error
         return zlib.crc32(data)
+
+    def sync(self) -> None:
+        """Make what was written durable. After an error the writer is of no use: the kernel forgets what it lost."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise storage_error(self.path, error) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -170,20 +209,30 @@ class VectorReader:
         self.n_rows = n_rows
         self._decoded: NDArray[np.float32] | None = None
         descriptor = open_regular(self.path, os.O_RDONLY)
-        with os.fdopen(descriptor, "rb") as file:
-            if file.read(HEADER_BYTES) != layout.header(_file_uuid(name)):
-                msg = f"{self.path}: the header is damaged or belongs to another index; restore a backup"
-                raise IndexCorruptError(msg)
-            size, need = os.fstat(file.fileno()).st_size, layout.file_bytes(n_rows)
-            if size < need:
-                msg = f"{self.path} has {size} bytes, {n_rows} committed rows need {need}; restore a backup"
-                raise IndexCorruptError(msg)
-            shape = (n_rows, layout.dim)
-            self._rows: NDArray[np.generic] = (
-                np.memmap(file, dtype=layout.numpy_dtype, mode="r", offset=HEADER_BYTES, shape=shape)
-                if n_rows
-                else np.empty(shape, layout.numpy_dtype)
-            )
+        self._close = finalize(self, os.close, descriptor)
+        self._descriptor = descriptor
+        try:
+            self._rows = self._map()
+        except OSError as error:
+            self._close()
+            raise read_error(self.path, error) from error
+        except BaseException:
+            self._close()
+            raise
+
+    def _map(self) -> NDArray[np.generic]:
+        if read_all(self._descriptor, HEADER_BYTES, 0) != self.header():
+            msg = f"{self.path}: the header is damaged or belongs to another index; {mend(self.path.parent)}"
+            raise IndexCorruptError(msg)
+        size, need = os.fstat(self._descriptor).st_size, self.layout.file_bytes(self.n_rows)
+        if size < need:
+            msg = f"{self.path} has {size} bytes, {self.n_rows} committed rows need {need}; {mend(self.path.parent)}"
+            raise IndexCorruptError(msg)
+        shape = (self.n_rows, self.layout.dim)
+        if not self.n_rows:
+            return np.empty(shape, self.layout.numpy_dtype)
+        with os.fdopen(os.dup(self._descriptor), "rb") as file:
+            return np.memmap(file, dtype=self.layout.numpy_dtype, mode="r", offset=HEADER_BYTES, shape=shape)
 
     def __enter__(self) -> VectorReader:
         return self
@@ -194,7 +243,8 @@ class VectorReader:
         self.close()
 
     def close(self) -> None:
-        """Let go of the map."""
+        """Let go of the map and the file."""
+        self._close()
         self._rows = np.empty((0, self.layout.dim), self.layout.numpy_dtype)
         self._decoded = None
 
@@ -213,7 +263,42 @@ class VectorReader:
         for first in range(start, stop, size):
             yield first, np.asarray(rows[first : min(first + size, stop)], dtype=np.float32)
 
+    def header(self) -> bytes:
+        """Return the 4,096 bytes before the rows."""
+        return self.layout.header(_file_uuid(self.path.name))
+
+    def stored(self, first_slot: int, n_rows: int) -> NDArray[np.generic]:
+        """Return rows as they are stored, (n, d) little-endian float16 or float32, read anew from the file.
+
+        A map would end the process where the disk cannot be read; this raises.
+
+        Raises:
+            StorageError: the disk cannot be read.
+            IndexCorruptError: the file has become shorter.
+        """
+        need = n_rows * self.layout.stride
+        try:
+            data = read_all(self._descriptor, need, self.layout.file_bytes(first_slot))
+        except OSError as error:
+            raise read_error(self.path, error) from error
+        if len(data) != need:
+            msg = f"{self.path} ends within slots {first_slot} to {first_slot + n_rows - 1}; {mend(self.path.parent)}"
+            raise IndexCorruptError(msg)
+        return np.frombuffer(data, self.layout.numpy_dtype).reshape(n_rows, self.layout.dim)
+
+    def checked(self, first_slot: int, n_rows: int, crc: int) -> NDArray[np.generic]:
+        """Return rows as `stored` does, after comparing their checksum.
+
+        Raises:
+            IndexCorruptError: they are not the bytes that were committed.
+        """
+        rows = self.stored(first_slot, n_rows)
+        if zlib.crc32(rows.data.cast("B")) != crc:
+            last = first_slot + n_rows - 1
+            msg = f"{self.path}: the vectors of slots {first_slot} to {last} are damaged; {mend(self.path.parent)}"
+            raise IndexCorruptError(msg)
+        return rows
+
     def checksum(self, first_slot: int, n_rows: int) -> int:
         """Return the CRC-32 of the stored bytes of rows [first_slot, first_slot + n_rows)."""
-        rows = np.ascontiguousarray(self._rows[first_slot : first_slot + n_rows])
-        return zlib.crc32(rows.data)
+        return zlib.crc32(self.stored(first_slot, n_rows).data.cast("B"))

@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
+
 from indexer.ann.generation import Generation
 from indexer.database import Meta, connect_reader, transaction
-from indexer.documents import Document, Place, text_key
+from indexer.documents import Document, JsonValue, Place, text_key
 from indexer.errors import IndexCorruptError, IndexerError, MissingExtraError, StorageError
-from indexer.files import DATABASE
+from indexer.files import DATABASE, mend
 from indexer.metadata import column_value, json_type, table_columns
 from indexer.snapshot import Snapshot, SnapshotReader
 from indexer.vectors import VectorReader
 
+_LENGTH_TOLERANCE = 5e-2
 # Each query gives one number that must be 0, and what it means when it is not.
 _RULES = (
     ("SELECT n_rows - (SELECT count(*) FROM passages) FROM m", "slots without a passage row, or passages beyond them"),
@@ -32,7 +35,9 @@ _RULES = (
      "documents without a row in the derived metadata"),
     ("SELECT count(*) FROM metadata WHERE document NOT IN (SELECT row_id FROM documents)",
      "rows of derived metadata without a document"),
-    ("SELECT count(*) FROM documents WHERE NOT json_valid(metadata)", "documents whose metadata is no JSON"),
+    ("""SELECT count(*) FROM documents
+        WHERE CASE WHEN json_valid(metadata) THEN json_type(metadata) <> 'object' ELSE 1 END""",
+     "documents whose metadata is no JSON object"),
     ("SELECT count(*) FROM documents WHERE source NOT IN (SELECT source FROM sources)",
      "documents whose source has no name"),
     ("SELECT NOT count(*) FROM canaries", "sets of canary texts missing"),
@@ -42,24 +47,27 @@ _RULES = (
 )  # fmt: skip
 
 
-def verify_index(directory: Path, *, deep: bool = False) -> list[str]:
+def verify_index(directory: Path, *, deep: bool = False, generations: bool = True) -> list[str]:
     """Check an index and return its problems, one line each, none when it is sound.
 
     Args:
         directory: of the index.
         deep: also check every byte of vectors and generations, every text and the content of the catalogue.
+        generations: whether to open the FAISS files.
 
     Raises:
         IndexNotFoundError: there is no index at the path.
         IndexFormatError: this version cannot read it.
     """
+    problems: list[str] = []
     try:
-        return list(_problems(directory, deep))
+        problems.extend(_problems(directory, deep, generations))
     except (IndexCorruptError, StorageError) as error:
-        return [str(error)]
+        problems.append(str(error))
+    return list(dict.fromkeys(problems))
 
 
-def _problems(directory: Path, deep: bool) -> Iterator[str]:
+def _problems(directory: Path, deep: bool, generations: bool) -> Iterator[str]:
     path = directory / DATABASE
     with closing(connect_reader(directory)) as sql, transaction(sql, path):
         _ = Meta(sql, path)["n_rows"]  # raises when it is missing
@@ -69,12 +77,14 @@ def _problems(directory: Path, deep: bool) -> Iterator[str]:
         blocks = sql.execute("SELECT first_slot, n_rows, crc32 FROM blocks ORDER BY first_slot").fetchall()
         if deep:
             yield from _changed_documents(sql, path)
+            yield from derived_problems(sql, path)
             yield from _changed_passages(sql, path)
     with closing(SnapshotReader(directory)) as reader:
         snapshot = reader.snapshot()
         reader.setting("contract"), reader.setting("read")  # raise when they are missing
     yield from _vector_problems(directory, snapshot, blocks if deep else [])
-    yield from _generation_problems(directory, snapshot, deep)
+    if generations:
+        yield from _generation_problems(directory, snapshot, deep)
 
 
 def _broken_rules(sql: sqlite3.Connection, path: Path) -> Iterator[str]:
@@ -85,26 +95,38 @@ def _broken_rules(sql: sqlite3.Connection, path: Path) -> Iterator[str]:
 
 
 def _changed_documents(sql: sqlite3.Connection, path: Path) -> Iterator[str]:
-    """Compare every document with its hash and what is derived from it, and the catalogue with all of them."""
+    """Compare every document with its hash."""
+    for id_, text, stored, content_hash in sql.execute("SELECT id, text, metadata, content_hash FROM documents"):
+        metadata = _metadata(stored)
+        if metadata is not None and Document(id_, text, metadata, Place("", 0)).content_hash() != content_hash:
+            yield f"{path}: text or metadata of document {id_!r} are not those that were indexed"
+
+
+def derived_problems(sql: sqlite3.Connection, path: Path) -> Iterator[str]:
+    """Compare the derived metadata of every document, and the catalogue of fields, with what they are derived from."""
     columns = table_columns(sql)
     counts: Counter[tuple[str, str]] = Counter()
     rows = sql.execute(
-        """SELECT d.id, d.text, d.metadata, d.content_hash, m.* FROM documents AS d
-        LEFT JOIN metadata AS m ON m.document = d.row_id"""
+        "SELECT d.id, d.metadata, m.* FROM documents AS d LEFT JOIN metadata AS m ON m.document = d.row_id"
     )
-    for id_, text, stored, content_hash, row_id, *values in rows:
-        try:
-            metadata = json.loads(stored)
-        except ValueError:
+    for id_, stored, row_id, *values in rows:
+        metadata = _metadata(stored)
+        if metadata is None:
             continue  # a rule says so
-        if Document(id_, text, metadata, Place("", 0)).content_hash() != content_hash:
-            yield f"{path}: text or metadata of document {id_!r} are not those that were indexed"
         if row_id is not None and values != [column_value(metadata.get(name)) for name in columns]:
             yield f"{path}: the derived metadata of document {id_!r} are not those of its JSON"
         counts.update((name, json_type(value)) for name, value in metadata.items())
     catalogue = {(name, kind): n for name, kind, n in sql.execute("SELECT name, type, n FROM fields")}
     for name in sorted({key[0] for key, _ in counts.items() ^ catalogue.items()}):
         yield f"{path}: the catalogue is wrong about the field {name!r}"
+
+
+def _metadata(stored: str) -> dict[str, JsonValue] | None:
+    try:
+        value = json.loads(stored)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _changed_passages(sql: sqlite3.Connection, path: Path) -> Iterator[str]:
@@ -121,12 +143,25 @@ def _vector_problems(directory: Path, snapshot: Snapshot, blocks: list[tuple[int
     try:
         vectors = VectorReader(directory, snapshot.vector_file, snapshot.layout, snapshot.n_rows)
     except FileNotFoundError:
-        yield f"{directory / snapshot.vector_file} is missing; restore a backup"
+        yield f"{directory / snapshot.vector_file} is missing; {mend(directory)}"
         return
     with vectors:
-        for first_slot, n_rows, crc in blocks:
-            if vectors.checksum(first_slot, n_rows) != crc:
-                yield f"{vectors.path}: the vectors of slots {first_slot} to {first_slot + n_rows - 1} are damaged"
+        for block in blocks:
+            if problem := block_problem(vectors, block):
+                yield problem
+
+
+def block_problem(vectors: VectorReader, block: tuple[int, int, int]) -> str | None:
+    """Return what is wrong with a block of rows, given as first slot, number and CRC-32, None when it is sound."""
+    try:
+        rows = vectors.checked(*block)
+    except (IndexCorruptError, StorageError) as error:
+        return str(error)
+    wide = rows.astype(np.float32)
+    norms = np.einsum("ij,ij->i", wide, wide)
+    if not np.all(np.abs(norms - 1.0) < _LENGTH_TOLERANCE):  # a NaN is not
+        return f"{vectors.path}: slots {block[0]} to {block[0] + block[1] - 1} hold vectors not of unit length"
+    return None
 
 
 def _generation_problems(directory: Path, snapshot: Snapshot, deep: bool) -> Iterator[str]:

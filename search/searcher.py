@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from indexer.encoder.contract import Contract
 from indexer.encoder.query import QueryEncoder, open_query_encoder
 from indexer.errors import IndexCorruptError, UsageError
+from indexer.files import mend
 from indexer.filters import compile_filter, fields_of, parse_filter
 from indexer.snapshot import SnapshotReader, StoredPassage
 from search.hits import Hit, Hits
@@ -224,7 +225,7 @@ class Searcher:
                 return View.open(self.directory, self._reader.snapshot())
             except FileNotFoundError:
                 continue  # a writer replaced the file between the snapshot and the opening
-        msg = f"{self.directory}: the vector file that the database names is missing; restore a backup"
+        msg = f"{self.directory}: the vector file that the database names is missing; {mend(self.directory)}"
         raise IndexCorruptError(msg)
 
     def _search(self, queries: NDArray[np.float32], ask: _Ask) -> list[Hits]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from indexes import only, sql
+from indexes import flip_byte, only, sql
 from models import build_model
 
 from indexer import build_index, errors
@@ -62,6 +62,7 @@ class World:
 
     def file(self, content: bytes, name: str = "corpus.jsonl") -> Path:
         path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
         return path
 
@@ -103,6 +104,10 @@ class World:
         build_index(self.file(LINES), self.new, model=str(model))
         build_model(model, seed=1)
         return ["query", self.new, "a cat"]
+
+    def damaged(self) -> Path:
+        flip_byte(only(self.index(), "vectors-*"), -1)
+        return self.folder / "my.index"
 
     def pruning(self) -> Command:
         build_index(self.file(LINES), self.new, model=str(self.model))
@@ -214,6 +219,10 @@ CASES: dict[str, Callable[[World], Command]] = {
     "a damaged database": lambda w: w.after_cut("index.db", 5000, w.query()),
     "a vector file that is too short": lambda w: w.after_cut("vectors-*", 4100, w.query()),
     "a second writer": lambda w: w.within(writer_lock(w.index()), ["delete", w.folder / "my.index", "a"]),
+    "a backup to a directory with something in it": lambda w: [
+        *("backup", w.index(), w.file(LINES, "full/corpus.jsonl").parent)
+    ],
+    "damaged vectors in the way of compact or backup": lambda w: ["backup", w.damaged(), w.new],
     "a full disk": lambda w: w.within(disk_of(2000), w.build(GOOD)),
     "no FAISS": lambda w: w.within(patch.dict(sys.modules, {"faiss": None}), w.build(GOOD)),
     "no scikit-learn": lambda w: w.within(

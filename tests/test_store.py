@@ -182,8 +182,11 @@ def test_a_full_or_broken_disk_is_a_storage_error_and_the_index_stays_usable(
             append(store, [document("c", "three")])
     assert dump(store.directory) == before
     assert verify_index(store.directory, deep=True) == []
-    append(store, [document("c", "three")])
-    np.testing.assert_array_equal(store.vectors(np.array([2])), fake_vector("three")[None])
+    with pytest.raises(StorageError, match=os.strerror(code)):  # what an fsync lost, the kernel takes for written
+        append(store, [document("c", "three")])
+    with closing(Store.open(store.directory)) as again:
+        append(again, [document("c", "three")])
+        np.testing.assert_array_equal(again.vectors(np.array([2])), fake_vector("three")[None])
 
 
 def test_rows_written_without_a_commit_are_never_seen_and_cut_off_by_the_next_writer(

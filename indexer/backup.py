@@ -1,0 +1,211 @@
+"""A copy of an index as it was at one commit, made while others read and write it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from indexer.database import connect_reader, transaction, translated
+from indexer.errors import IndexCorruptError, StorageError, UsageError
+from indexer.files import (
+    DATABASE,
+    is_own_name,
+    mend,
+    new_name,
+    open_regular,
+    own_path,
+    read_all,
+    storage_errors,
+    sync_directory,
+    write_all,
+)
+from indexer.generations import GenerationRow
+from indexer.snapshot import Snapshot, read_snapshot
+from indexer.vectors import VectorReader
+from indexer.verify import verify_index
+
+logger = logging.getLogger(__name__)
+
+_STEP_PAGES = 4_096
+_CHUNK_BYTES = 1 << 20
+_TRIES = 5
+# What SQLite copies in a third of the time that a commit waits.
+_HELD_UP_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackupReport:
+    """What the copy holds: documents, passages, whether a FAISS file came along, bytes."""
+
+    documents: int
+    passages: int
+    generation: bool
+    bytes: int
+
+
+def backup_index(directory: Path, target: Path) -> BackupReport:
+    """Copy an index to a directory that is new or empty; `Index.backup` says more.
+
+    The database is copied first and names what else belongs to it. The copy gets its `index.db` last: until then there
+    is no index at `target`.
+
+    Args:
+        directory: of the index.
+        target: where the copy goes.
+
+    Raises:
+        UsageError: `target` holds something.
+        IndexCorruptError: the index is damaged; the copy is not complete.
+        StorageError: the file system refused, or the copy does not read back as it should.
+    """
+    with closing(connect_reader(directory)):
+        _make_empty(target)
+    temporary = target / new_name("backup", "tmp")
+    try:
+        snapshot = _copy_files(directory, target, temporary)
+    except BaseException:
+        for path in (temporary, *(path for path in target.iterdir() if is_own_name(path.name))):
+            path.unlink(missing_ok=True)
+        raise
+    with storage_errors(target):
+        sync_directory(target)
+        temporary.rename(target / DATABASE)
+        sync_directory(target)
+        sync_directory(target.absolute().parent)
+    if problems := verify_index(target, deep=True):
+        msg = (
+            f"the copy at {target} is not sound: {problems[0]}; do not rely on it, run: index verify {directory} --deep"
+        )
+        raise StorageError(msg)
+    with storage_errors(target):
+        n_bytes = sum(path.stat().st_size for path in target.iterdir())
+    return BackupReport(
+        documents=snapshot.n_documents,
+        passages=snapshot.n_passages,
+        generation=snapshot.generation is not None,
+        bytes=n_bytes,
+    )
+
+
+def _make_empty(target: Path) -> None:
+    with storage_errors(target):
+        if target.is_dir():
+            found = next(target.iterdir(), None)
+            if found is not None:
+                msg = f"{target} is not empty (it holds {found.name}); give a directory that is new or empty"
+                raise UsageError(msg)
+        elif target.exists():
+            msg = f"{target} is a file; give a directory that is new or empty"
+            raise UsageError(msg)
+        target.mkdir(parents=True, exist_ok=True)
+
+
+def _copy_files(directory: Path, target: Path, temporary: Path) -> Snapshot:
+    """Copy the database, then the files it names; again if compaction took the vector file away in between."""
+    for _ in range(_TRIES):
+        _copy_database(directory, temporary)
+        with _copied(temporary) as sql, transaction(sql, temporary, "IMMEDIATE"):
+            snapshot = read_snapshot(sql, temporary)
+            try:
+                vectors = VectorReader(directory, snapshot.vector_file, snapshot.layout, snapshot.n_rows)
+            except FileNotFoundError:
+                continue
+            blocks = sql.execute("SELECT first_slot, n_rows, crc32 FROM blocks ORDER BY first_slot").fetchall()
+            with vectors:
+                _copy_vectors(vectors, blocks, target / snapshot.vector_file)
+            for row in snapshot.generations:
+                if not _copy_generation(directory, target, row):
+                    sql.execute("DELETE FROM generations WHERE name = ?", (row.name,))
+            snapshot = read_snapshot(sql, temporary)
+        with storage_errors(temporary), _opened(temporary, os.O_RDWR) as file:
+            os.fsync(file)
+        return snapshot
+    msg = f"{directory}: the vector file that the database names is missing; {mend(directory)}"
+    raise IndexCorruptError(msg)
+
+
+def _copy_database(directory: Path, temporary: Path) -> None:
+    """Copy the database as it is at one commit.
+
+    A few pages at a time, so that no commit has to wait; SQLite begins anew when one came in between. When commits come
+    faster than the copy gets on, the last attempt holds them up.
+    """
+    n_restarts = before = 0
+
+    def restarted(_status: int, remaining: int, _total: int) -> None:
+        nonlocal n_restarts, before
+        n_restarts, before = n_restarts + (remaining > before > 0), remaining
+        if n_restarts >= _TRIES:
+            raise _TooManyCommitsError
+
+    with closing(connect_reader(directory)) as source, translated(temporary):
+        try:
+            with _copied(temporary) as copy:
+                source.backup(copy, pages=_STEP_PAGES, progress=restarted, sleep=0.01)
+        except _TooManyCommitsError as error:
+            if (directory / DATABASE).stat().st_size > _HELD_UP_BYTES:
+                msg = f"{directory} is written faster than its database can be copied; run again when the writer ends"
+                raise StorageError(msg) from error
+            with _copied(temporary) as copy:
+                source.backup(copy)
+
+
+class _TooManyCommitsError(Exception):
+    """The copy had to begin anew too often."""
+
+
+@contextmanager
+def _copied(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a copy of a database for a block; nobody else knows it, so SQLite's own journal will do."""
+    with translated(path), closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        yield connection
+
+
+def _copy_vectors(vectors: VectorReader, blocks: list[tuple[int, int, int]], target: Path) -> None:
+    """Copy the header and the rows that the database names, each block checked, and make them durable."""
+    layout = vectors.layout
+    with storage_errors(target), _opened(target, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
+        write_all(file, vectors.header(), 0)
+        for first_slot, n_rows, crc in blocks:
+            rows = vectors.checked(first_slot, n_rows, crc)
+            write_all(file, rows.data.cast("B"), layout.file_bytes(first_slot))
+        os.fsync(file)
+
+
+def _copy_generation(directory: Path, target: Path, row: GenerationRow) -> bool:
+    """Copy a FAISS file if it is the one that the database names, and tell whether it is."""
+    try:
+        with _opened(own_path(directory, row.name), os.O_RDONLY) as source:
+            return _copy_hashed(source, target / row.name, row)
+    except (FileNotFoundError, IndexCorruptError) as error:
+        logger.warning("the copy goes without its FAISS file: %s", error)
+        return False
+
+
+def _copy_hashed(source: int, target: Path, row: GenerationRow) -> bool:
+    digest, done = hashlib.sha256(), 0
+    with storage_errors(target), _opened(target, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
+        while data := read_all(source, _CHUNK_BYTES, done):
+            digest.update(data)
+            write_all(file, data, done)
+            done += len(data)
+        os.fsync(file)
+    is_it = (done, digest.hexdigest()) == (row.n_bytes, row.sha256)
+    if not is_it:
+        target.unlink()
+    return is_it
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = open_regular(path, flags)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

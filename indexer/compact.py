@@ -1,0 +1,126 @@
+"""Giving back the space of deleted documents: a new vector file of the live rows, then SQLite's free pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.ann.generation import require_faiss
+from indexer.ann.kinds import Kind
+from indexer.build import bring_generation_up_to_date
+from indexer.files import storage_errors
+from indexer.lock import writer_lock
+from indexer.store import Store
+from indexer.vectors import VectorReader, VectorWriter, create_vector_file
+
+BLOCK_ROWS = 2_048
+# A step of so many pages holds readers up for a few milliseconds.
+_VACUUM_PAGES = 1_024
+
+Block = tuple[int, int, int]
+"""First slot, rows and CRC-32 of their bytes, as the table `blocks` has them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompactReport:
+    """What compaction did: documents and passages that stayed, dead slots that went, bytes of the directory."""
+
+    documents: int
+    passages: int
+    dropped: int
+    bytes_before: int
+    bytes_after: int
+
+
+def compact_index(directory: Path) -> CompactReport:
+    """Give back the space of deleted and replaced documents; `Index.compact` says more.
+
+    Readers go on meanwhile: until they refresh they read the old vector file, which has no name any more.
+
+    Raises:
+        IndexLockedError: another writer holds the index.
+        IndexCorruptError: a vector that would have to be copied is damaged; nothing was changed.
+        StorageError: the file system refused; the index is as it was, or compacted without its free pages given back.
+    """
+    require_faiss()
+    with writer_lock(directory), closing(Store.open(directory)) as store:
+        bytes_before = directory_bytes(directory)
+        kind = _kind(store)
+        dropped = store.counts()["dead"]
+        if dropped:
+            _drop_dead_slots(store)
+        store.give_back_pages(_VACUUM_PAGES)
+        bring_generation_up_to_date(store, kind)
+        counts = store.counts()
+    return CompactReport(
+        documents=counts["documents"],
+        passages=counts["passages"],
+        dropped=dropped,
+        bytes_before=bytes_before,
+        bytes_after=directory_bytes(directory),
+    )
+
+
+def directory_bytes(directory: Path) -> int:
+    """Return the size of the files in a directory."""
+    with storage_errors(directory):
+        return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+
+
+def _kind(store: Store) -> Kind:
+    """Return the kind of the generation that there is, so that the new one is of the same."""
+    known = [row.kind for row in store.generations() if row.kind in list(map(str, Kind))]
+    return Kind(known[0]) if known else Kind.AUTO
+
+
+def _drop_dead_slots(store: Store) -> None:
+    """Move the live rows to a new vector file, without a gap and in their order, and let the index name that."""
+    name = create_vector_file(store.directory, store.layout)
+    try:
+        with VectorReader(store.directory, store.vector_file, store.layout, store.n_rows) as vectors:
+            writer = VectorWriter(store.directory, name, store.layout)
+            try:
+                blocks = _write(writer, live_rows(vectors, store.blocks(), store.live_slots()))
+            finally:
+                writer.close()
+    except BaseException:
+        (store.directory / name).unlink(missing_ok=True)  # no commit can have named it
+        raise
+    store.replace_vectors(name, blocks)
+
+
+def live_rows(vectors: VectorReader, blocks: Sequence[Block], live: NDArray[np.int64]) -> Iterator[NDArray[np.generic]]:
+    """Yield the stored rows of live slots in their order, checked, about `BLOCK_ROWS` at a time.
+
+    Args:
+        vectors: where they are.
+        blocks: all blocks, ascending.
+        live: slots, int64 ascending.
+    """
+    waiting: list[NDArray[np.generic]] = []
+    for first_slot, n_rows, crc in blocks:
+        start, stop = np.searchsorted(live, (first_slot, first_slot + n_rows))
+        if start == stop:
+            continue
+        waiting.append(vectors.checked(first_slot, n_rows, crc)[live[start:stop] - first_slot])
+        if sum(map(len, waiting)) >= BLOCK_ROWS:
+            yield np.concatenate(waiting)
+            waiting = []
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def _write(writer: VectorWriter, parts: Iterator[NDArray[np.generic]]) -> list[Block]:
+    """Write rows one behind the other, make them durable, and return their blocks."""
+    blocks: list[Block] = []
+    n_rows = 0
+    for rows in parts:
+        blocks.append((n_rows, len(rows), writer.write(n_rows, rows)))
+        n_rows += len(rows)
+    writer.sync()
+    return blocks

@@ -1,0 +1,160 @@
+"""A backup is the index of one commit, whole and checked, or it is no index."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from indexes import Oracle, build, flip_byte, only, records, searching, sql
+
+from indexer import Index
+from indexer.backup import backup_index
+from indexer.compact import compact_index
+from indexer.delete import delete_documents
+from indexer.errors import IndexCorruptError, IndexerError, IndexNotFoundError, StorageError, UsageError
+from indexer.verify import verify_index
+
+QUERIES = ["text number 3", "something else"]
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> tuple[Path, Oracle]:
+    out = tmp_path / "index"
+    build(out, records(40))
+    build(out, records(45), adds=True)
+    delete_documents(out, ["d1", "d2"])
+    oracle = Oracle().put(records(45))
+    oracle.delete(["d1", "d2"])
+    return out, oracle
+
+
+def check(out: Path, oracle: Oracle) -> None:
+    assert verify_index(out, deep=True) == []
+    with searching(out) as searcher:
+        oracle.check_searcher(searcher, QUERIES, 100)
+
+
+def test_the_copy_is_an_index_with_the_same_answers(index: tuple[Path, Oracle], tmp_path: Path) -> None:
+    out, oracle = index
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    report = Index(out).backup(tmp_path / "deep" / "copy")
+    assert (report.documents, report.passages, report.generation) == (43, 43, True)
+    copy = tmp_path / "deep" / "copy"
+    assert report.bytes == sum(path.stat().st_size for path in copy.iterdir())
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path.name for path in copy.iterdir()} == {"index.db", only(out, "vectors-*").name, only(out, "gen-*").name}
+    check(copy, oracle)
+    shutil.rmtree(out)
+    copy.rename(out)
+    build(out, records(50), adds=True)
+    check(out, oracle.put(records(50)))
+
+
+def test_rows_behind_the_committed_ones_are_left_out(index: tuple[Path, Oracle], tmp_path: Path) -> None:
+    out, oracle = index
+    with only(out, "vectors-*").open("ab") as file:
+        file.write(b"written by a commit that never came")
+    backup_index(out, tmp_path / "copy")
+    assert only(tmp_path / "copy", "vectors-*").stat().st_size == 4096 + 45 * 32
+    check(tmp_path / "copy", oracle)
+
+
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "link"])
+def test_a_bad_generation_is_left_out(harm: str, index: tuple[Path, Oracle], tmp_path: Path) -> None:
+    out, oracle = index
+    path = only(out, "gen-*")
+    match harm:
+        case "flip":
+            flip_byte(path, -5)
+        case "truncate":
+            os.truncate(path, 100)
+        case "remove":
+            path.unlink()
+        case _:
+            path.rename(tmp_path / "elsewhere")
+            path.symlink_to(tmp_path / "elsewhere")
+    assert backup_index(out, tmp_path / "copy").generation is False
+    assert sorted(path.name[:4] for path in (tmp_path / "copy").iterdir()) == ["inde", "vect"]
+    check(tmp_path / "copy", oracle)
+
+
+def test_damaged_vectors_are_found_and_no_index_is_left(index: tuple[Path, Oracle], tmp_path: Path) -> None:
+    out, _ = index
+    flip_byte(only(out, "vectors-*"), -1)
+    with pytest.raises(IndexCorruptError, match="slots 40 to 44 are damaged"):
+        backup_index(out, tmp_path / "copy")
+    assert list((tmp_path / "copy").iterdir()) == []
+
+
+def test_a_damaged_text_is_found(index: tuple[Path, Oracle], tmp_path: Path) -> None:
+    out, _ = index
+    sql(out, "UPDATE documents SET text = 'another' WHERE id = 'd3'")
+    with pytest.raises(StorageError, match=r"is not sound: .*document 'd3'"):
+        backup_index(out, tmp_path / "copy")
+
+
+def test_a_target_that_holds_something_is_refused(index: tuple[Path, Oracle], tmp_path: Path) -> None:
+    out, _ = index
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        backup_index(out, tmp_path / "copy")
+    with pytest.raises(UsageError, match="is a file"):
+        backup_index(out, tmp_path / "file")
+    with pytest.raises(UsageError, match="not empty"):
+        backup_index(out, out)
+    with pytest.raises(IndexNotFoundError):
+        backup_index(tmp_path / "nowhere", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "copy" / "notes.txt").read_text() == "mine"
+
+
+def test_a_refused_write_leaves_no_index(index: tuple[Path, Oracle], tmp_path: Path) -> None:
+    out, _ = index
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with patch.object(os, "pwrite", refuse), pytest.raises(StorageError, match="No space left"):
+        backup_index(out, tmp_path / "copy")
+    assert list((tmp_path / "copy").iterdir()) == []
+    backup_index(out, tmp_path / "copy")
+
+
+def test_it_copies_one_commit_while_others_are_made(tmp_path: Path) -> None:
+    out, n_copies = tmp_path / "index", 6
+    build(out, records(3000))
+    ended, failures = threading.Event(), []
+
+    def write() -> None:
+        try:
+            for step in range(10_000):
+                if ended.is_set():
+                    return
+                build(out, records(1, 3000 + step), adds=True)
+                delete_documents(out, [f"d{step}"])
+                if step % 7 == 6:
+                    compact_index(out)
+        except IndexerError as error:
+            failures.append(error)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for i in range(n_copies):
+            report = backup_index(out, tmp_path / f"copy{i}")
+            held = [row[0] for row in sql(tmp_path / f"copy{i}", "SELECT id FROM documents ORDER BY row_id")]
+            assert report.documents == len(held)
+            first = int(held[0][1:])  # each state is a run of records without a gap
+            assert held == [f"d{j}" for j in range(first, first + len(held))]
+            assert len(held) in {3000, 3001}
+    finally:
+        ended.set()
+        writer.join()
+    assert failures == []
