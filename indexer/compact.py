@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from indexer.ann.generation import require_faiss
 from indexer.ann.kinds import Kind
 from indexer.build import bring_generation_up_to_date
-from indexer.files import storage_errors
+from indexer.files import discard, storage_errors
 from indexer.lock import writer_lock
 from indexer.store import Store
 from indexer.vectors import VectorReader, VectorWriter, create_vector_file
@@ -91,7 +91,7 @@ def rewrite_vectors(store: Store, parts: Iterable[NDArray[np.generic]]) -> None:
         with closing(VectorWriter(store.directory, name, store.layout)) as writer:
             blocks = _write(writer, parts)
     except BaseException:
-        (store.directory / name).unlink(missing_ok=True)  # no commit can have named it
+        discard(store.directory / name)  # no commit can have named it
         raise
     store.replace_vectors(name, blocks)
 

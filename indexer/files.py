@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import stat
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from indexer.errors import IndexCorruptError, StorageError
+
+logger = logging.getLogger(__name__)
 
 DATABASE = "index.db"
 LOCK = "writer.lock"
@@ -56,7 +59,7 @@ def open_regular(path: Path, flags: int) -> int:
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
     except OSError as error:
-        if error.errno == errno.ELOOP:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise IndexCorruptError(msg) from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -81,6 +84,14 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def discard(path: Path) -> None:
+    """Remove a file that nothing names any more; one that cannot be removed is left to the next writer."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s cannot be removed: %s", path, error.strerror)
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:

@@ -9,9 +9,10 @@ from pathlib import Path
 from indexer.ann.generation import require_faiss
 from indexer.ann.kinds import Kind
 from indexer.build import bring_generation_up_to_date
-from indexer.database import connect_reader
+from indexer.encoder.contract import Contract
 from indexer.errors import IndexCorruptError
 from indexer.lock import writer_lock
+from indexer.snapshot import SnapshotReader
 from indexer.store import Store
 from indexer.verify import verify_index
 
@@ -39,7 +40,8 @@ def import_index(directory: Path) -> ImportReport:
         StorageError: the file system refused.
     """
     require_faiss()
-    connect_reader(directory).close()
+    with closing(SnapshotReader(directory)) as reader:
+        Contract.from_json(reader.setting("contract"))
     with writer_lock(directory):
         if problems := verify_index(directory, deep=True, generations=False):
             more = f" (and {len(problems) - 1} more: index verify --deep)" if len(problems) > 1 else ""

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from indexer.errors import IndexLockedError
-from indexer.files import LOCK, open_regular
+from indexer.errors import IndexCorruptError, IndexLockedError
+from indexer.files import LOCK, open_regular, storage_errors
 
 
 @contextmanager
@@ -19,10 +19,16 @@ def writer_lock(directory: Path) -> Iterator[None]:
 
     Raises:
         IndexLockedError: another process or thread holds it; the message names the holder.
+        IndexCorruptError: the file is a link, or no file.
+        StorageError: the directory cannot be written to.
     """
     path = directory / LOCK
-    descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
+    with storage_errors(path):
+        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
     try:
+        if os.fstat(descriptor).st_nlink > 1:
+            msg = f"{path} has other names (hard links), and what they name would be written to; remove it"
+            raise IndexCorruptError(msg)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -19,7 +19,7 @@ from indexer.config import VectorDtype
 from indexer.database import CommitError, Meta, check_format, connect_writer, transaction, translated
 from indexer.documents import Document
 from indexer.errors import IndexCorruptError, IndexerError, StorageError
-from indexer.files import DATABASE, is_own_name, mend, sync_directory
+from indexer.files import DATABASE, discard, is_own_name, mend, sync_directory
 from indexer.generations import GenerationRow
 from indexer.holdings import Holdings
 from indexer.metadata import MetadataTable
@@ -248,7 +248,7 @@ class Store(Holdings):
                 ),
             )
         for name in old:
-            (self.directory / name).unlink(missing_ok=True)
+            discard(self.directory / name)
 
     def drop_generations(self, names: Sequence[str]) -> int:
         """Drop generations by their names, with their files, and return how many there were."""
@@ -257,7 +257,7 @@ class Store(Holdings):
                 sql.executemany("DELETE FROM generations WHERE name = ?", [(name,) for name in names])
         for name in names:
             if is_own_name(name):
-                (self.directory / name).unlink(missing_ok=True)
+                discard(self.directory / name)
         return len(names)
 
     def replace_vectors(self, name: str, blocks: Sequence[tuple[int, int, int]]) -> None:
@@ -290,7 +290,7 @@ class Store(Holdings):
             self._vectors = VectorWriter(self.directory, name, self.layout)
         self.vector_file, self.n_rows = name, n_rows
         for each in old:
-            (self.directory / each).unlink(missing_ok=True)
+            discard(self.directory / each)
 
     def give_back_pages(self, step: int) -> None:
         """Cut the free pages off the database, `step` pages in a transaction, so that readers come in between."""
@@ -353,7 +353,7 @@ class Store(Holdings):
         named = {self.vector_file} | {row.name for row in self.generations()}
         for path in sorted(self.directory.iterdir()):
             if is_own_name(path.name) and path.name not in named:
-                path.unlink()
+                discard(path)
         if missing := sorted(name for name in named if not (self.directory / name).exists() and name[:3] == "vec"):
             msg = f"{self.directory}: the file {missing[0]} is missing; {mend(self.directory)}"
             raise IndexCorruptError(msg)
