@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 DATABASE = "index.db"
 LOCK = "writer.lock"
+_NETWORK = re.compile(r"nfs4?|cifs|smb\w*|ceph|glusterfs|lustre|gpfs|beegfs|afs|ncpfs|fuse\.(?!fuse-overlayfs).*")
 _OWN_NAME = re.compile(r"(vectors|gen)-[0-9a-f]{32}\.(f16|f32|faiss|tmp)")
 
 
@@ -84,6 +85,26 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def network_file_system(directory: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """Return the kind of network file system that a directory lies on, None where it is local or nobody can tell.
+
+    Args:
+        directory: any that exists.
+        mounts: Linux's list, https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html.
+    """
+    device = directory.stat().st_dev
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        kind = rest.split(" ", 1)[0]
+        if fields.split()[2:3] == [f"{os.major(device)}:{os.minor(device)}"] and _NETWORK.fullmatch(kind):
+            return kind
+    return None
 
 
 def discard(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from indexer.errors import IndexCorruptError, IndexLockedError
-from indexer.files import LOCK, open_regular, storage_errors
+from indexer.files import LOCK, network_file_system, open_regular, storage_errors
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -37,6 +40,12 @@ def writer_lock(directory: Path) -> Iterator[None]:
             raise IndexLockedError(msg) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        if kind := network_file_system(directory):
+            logger.warning(
+                "%s lies on a network file system (%s): never write it from two machines, and keep backups",
+                directory,
+                kind,
+            )
         yield
     finally:
         os.close(descriptor)
