@@ -11,17 +11,21 @@ if TYPE_CHECKING:
     from indexer.compact import CompactReport
     from indexer.errors import IndexerError
     from indexer.features import HiddenState
+    from indexer.importing import ImportReport
     from indexer.progress import BuildReport, Phase, Progress
+    from indexer.repair import RepairReport
 
 __all__ = [
     "BackupReport",
     "BuildReport",
     "CompactReport",
     "HiddenState",
+    "ImportReport",
     "Index",
     "IndexerError",
     "Phase",
     "Progress",
+    "RepairReport",
     "build_index",
 ]
 
@@ -30,10 +34,12 @@ _HOMES = {
     "BuildReport": "indexer.progress",
     "CompactReport": "indexer.compact",
     "HiddenState": "indexer.features",
+    "ImportReport": "indexer.importing",
     "Index": "indexer.api",
     "IndexerError": "indexer.errors",
     "Phase": "indexer.progress",
     "Progress": "indexer.progress",
+    "RepairReport": "indexer.repair",
     "build_index": "indexer.api",
 }
 

@@ -12,7 +12,9 @@ from indexer.compact import CompactReport, compact_index
 from indexer.config import Dtype, EncoderOptions, IfExists, OnError, Pooling, ReadOptions, VectorDtype, choice
 from indexer.corpus import Source
 from indexer.delete import DeleteReport, delete_documents
+from indexer.importing import ImportReport, import_index
 from indexer.progress import BuildReport, OnProgress
+from indexer.repair import RepairReport, repair_index
 from indexer.snapshot import SnapshotReader
 from indexer.verify import verify_index
 
@@ -177,6 +179,39 @@ class Index:
             IndexLockedError: another writer holds the index.
         """
         return delete_documents(self.directory, ids, where)
+
+    @classmethod
+    def take_in(cls, directory: str | Path) -> tuple[Index, ImportReport]:
+        """Check an index directory from elsewhere to the last byte, and build its FAISS file anew.
+
+        FAISS files in it are removed unread: no checksum can vouch for them. Do this before anything else with it.
+
+        Raises:
+            IndexCorruptError: something in it is not as an index has it; nothing was changed.
+            IndexFormatError: this version cannot read it.
+            IndexNotFoundError: there is no index at the path.
+            StorageError: the file system refused.
+        """
+        report = import_index(Path(directory))
+        return cls(directory), report
+
+    def repair(self, *, encode_damaged: bool = False, device: str | None = None) -> RepairReport:
+        """Mend what is derived, and name what cannot be mended.
+
+        SQL indexes, derived metadata, the catalogue of fields and the FAISS file are made again where they are wrong. A
+        vector is never invented: with `encode_damaged` the texts of damaged vectors are encoded again, as the index
+        prescribes, after its canary texts have been; without, they are named.
+
+        Args:
+            encode_damaged: encode the texts of damaged vectors again.
+            device: where to encode, e.g. cuda:0 or cpu; the default is the first GPU, else the CPU.
+
+        Raises:
+            EncoderError: the model cannot be used, or no longer gives the vectors that it gave.
+            IndexLockedError: another writer holds the index.
+            ModelNotFoundError: the model cannot be had here.
+        """
+        return repair_index(self.directory, encode_damaged=encode_damaged, device=device)
 
     def compact(self) -> CompactReport:
         """Give back the space of deleted and replaced documents, and bring the FAISS file up to date.

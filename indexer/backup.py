@@ -15,6 +15,7 @@ from indexer.database import connect_reader, transaction, translated
 from indexer.errors import IndexCorruptError, StorageError, UsageError
 from indexer.files import (
     DATABASE,
+    discard,
     is_own_name,
     mend,
     new_name,
@@ -71,14 +72,14 @@ def backup_index(directory: Path, target: Path) -> BackupReport:
         snapshot = _copy_files(directory, target, temporary)
     except BaseException:
         for path in (temporary, *(path for path in target.iterdir() if is_own_name(path.name))):
-            path.unlink(missing_ok=True)
+            discard(path)
         raise
     with storage_errors(target):
         sync_directory(target)
         temporary.rename(target / DATABASE)
         sync_directory(target)
         sync_directory(target.absolute().parent)
-    if problems := verify_index(target, deep=True):
+    if problems := verify_index(target, deep=True, generations=False):
         msg = (
             f"the copy at {target} is not sound: {problems[0]}; do not rely on it, run: index verify {directory} --deep"
         )
@@ -189,14 +190,17 @@ def _copy_generation(directory: Path, target: Path, row: GenerationRow) -> bool:
 
 
 def _copy_hashed(source: int, target: Path, row: GenerationRow) -> bool:
-    digest, done = hashlib.sha256(), 0
+    """Copy a file, and tell whether the copy reads back as the file that the database names; else remove it."""
     with storage_errors(target), _opened(target, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
+        done = 0
         while data := read_all(source, _CHUNK_BYTES, done):
-            digest.update(data)
             write_all(file, data, done)
             done += len(data)
         os.fsync(file)
-    is_it = (done, digest.hexdigest()) == (row.n_bytes, row.sha256)
+        digest = hashlib.sha256()
+        for at in range(0, done, _CHUNK_BYTES):
+            digest.update(read_all(file, _CHUNK_BYTES, at))
+        is_it = (done, digest.hexdigest()) == (row.n_bytes, row.sha256)
     if not is_it:
         target.unlink()
     return is_it

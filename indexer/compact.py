@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from indexer.ann.generation import require_faiss
 from indexer.ann.kinds import Kind
 from indexer.build import bring_generation_up_to_date
-from indexer.files import storage_errors
+from indexer.files import discard, storage_errors
 from indexer.lock import writer_lock
 from indexer.store import Store
 from indexer.vectors import VectorReader, VectorWriter, create_vector_file
@@ -50,10 +50,11 @@ def compact_index(directory: Path) -> CompactReport:
     require_faiss()
     with writer_lock(directory), closing(Store.open(directory)) as store:
         bytes_before = directory_bytes(directory)
-        kind = _kind(store)
+        kind = kind_of(store)
         dropped = store.counts()["dead"]
         if dropped:
-            _drop_dead_slots(store)
+            with VectorReader(store.directory, store.vector_file, store.layout, store.n_rows) as vectors:
+                rewrite_vectors(store, live_rows(vectors, store.blocks(), store.live_slots()))
         store.give_back_pages(_VACUUM_PAGES)
         bring_generation_up_to_date(store, kind)
         counts = store.counts()
@@ -72,24 +73,25 @@ def directory_bytes(directory: Path) -> int:
         return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
 
 
-def _kind(store: Store) -> Kind:
+def kind_of(store: Store) -> Kind:
     """Return the kind of the generation that there is, so that the new one is of the same."""
     known = [row.kind for row in store.generations() if row.kind in list(map(str, Kind))]
     return Kind(known[0]) if known else Kind.AUTO
 
 
-def _drop_dead_slots(store: Store) -> None:
-    """Move the live rows to a new vector file, without a gap and in their order, and let the index name that."""
+def rewrite_vectors(store: Store, parts: Iterable[NDArray[np.generic]]) -> None:
+    """Let the index name a new vector file with the rows of its live slots, in their order and without a gap.
+
+    Args:
+        store: the index.
+        parts: the rows as they are stored, (n, d) each.
+    """
     name = create_vector_file(store.directory, store.layout)
     try:
-        with VectorReader(store.directory, store.vector_file, store.layout, store.n_rows) as vectors:
-            writer = VectorWriter(store.directory, name, store.layout)
-            try:
-                blocks = _write(writer, live_rows(vectors, store.blocks(), store.live_slots()))
-            finally:
-                writer.close()
+        with closing(VectorWriter(store.directory, name, store.layout)) as writer:
+            blocks = _write(writer, parts)
     except BaseException:
-        (store.directory / name).unlink(missing_ok=True)  # no commit can have named it
+        discard(store.directory / name)  # no commit can have named it
         raise
     store.replace_vectors(name, blocks)
 
@@ -115,7 +117,7 @@ def live_rows(vectors: VectorReader, blocks: Sequence[Block], live: NDArray[np.i
         yield np.concatenate(waiting)
 
 
-def _write(writer: VectorWriter, parts: Iterator[NDArray[np.generic]]) -> list[Block]:
+def _write(writer: VectorWriter, parts: Iterable[NDArray[np.generic]]) -> list[Block]:
     """Write rows one behind the other, make them durable, and return their blocks."""
     blocks: list[Block] = []
     n_rows = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import stat
@@ -13,8 +14,11 @@ from pathlib import Path
 
 from indexer.errors import IndexCorruptError, StorageError
 
+logger = logging.getLogger(__name__)
+
 DATABASE = "index.db"
 LOCK = "writer.lock"
+_NETWORK = re.compile(r"nfs4?|cifs|smb\w*|ceph|glusterfs|lustre|gpfs|beegfs|afs|ncpfs|fuse\.(?!fuse-overlayfs).*")
 _OWN_NAME = re.compile(r"(vectors|gen)-[0-9a-f]{32}\.(f16|f32|faiss|tmp)")
 
 
@@ -56,7 +60,7 @@ def open_regular(path: Path, flags: int) -> int:
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
     except OSError as error:
-        if error.errno == errno.ELOOP:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise IndexCorruptError(msg) from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -81,6 +85,34 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def network_file_system(directory: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """Return the kind of network file system that a directory lies on, None where it is local or nobody can tell.
+
+    Args:
+        directory: any that exists.
+        mounts: Linux's list, https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html.
+    """
+    device = directory.stat().st_dev
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        kind = rest.split(" ", 1)[0]
+        if fields.split()[2:3] == [f"{os.major(device)}:{os.minor(device)}"] and _NETWORK.fullmatch(kind):
+            return kind
+    return None
+
+
+def discard(path: Path) -> None:
+    """Remove a file that nothing names any more; one that cannot be removed is left to the next writer."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s cannot be removed: %s", path, error.strerror)
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from indexer.errors import IndexLockedError
-from indexer.files import LOCK, open_regular
+from indexer.errors import IndexCorruptError, IndexLockedError
+from indexer.files import LOCK, network_file_system, open_regular, storage_errors
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -19,10 +22,16 @@ def writer_lock(directory: Path) -> Iterator[None]:
 
     Raises:
         IndexLockedError: another process or thread holds it; the message names the holder.
+        IndexCorruptError: the file is a link, or no file.
+        StorageError: the directory cannot be written to.
     """
     path = directory / LOCK
-    descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
+    with storage_errors(path):
+        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
     try:
+        if os.fstat(descriptor).st_nlink > 1:
+            msg = f"{path} has other names (hard links), and what they name would be written to; remove it"
+            raise IndexCorruptError(msg)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -31,6 +40,12 @@ def writer_lock(directory: Path) -> Iterator[None]:
             raise IndexLockedError(msg) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        if kind := network_file_system(directory):
+            logger.warning(
+                "%s lies on a network file system (%s): never write it from two machines, and keep backups",
+                directory,
+                kind,
+            )
         yield
     finally:
         os.close(descriptor)

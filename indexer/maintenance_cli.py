@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from indexer.cli import DirectoryArgument, JsonOption, app, print_json
+from indexer.cli import DeviceOption, DirectoryArgument, JsonOption, app, print_json
+from indexer.console import say
 
 
 @app.command()
@@ -42,3 +43,40 @@ def backup(
     else:
         without = "" if report.generation else ", without a FAISS file: the next add makes one"
         typer.echo(f"{target}: {report.documents:,} documents, {report.bytes / 1e6:,.1f} MB, checked{without}")
+
+
+@app.command()
+def repair(
+    directory: DirectoryArgument,
+    encode_damaged: Annotated[
+        bool,
+        typer.Option("--encode-damaged", help="Encode the texts of damaged vectors again, as the index prescribes."),
+    ] = False,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Mend what is derived, and name what cannot be mended; what is left gives exit code 1."""
+    from indexer.repair import repair_index
+
+    report = repair_index(directory, encode_damaged=encode_damaged, device=device)
+    if json:
+        print_json(report.to_json())
+    else:
+        lines = [f"mended: {line}" for line in report.mended] + [f"left: {line}" for line in report.left]
+        typer.echo("\n".join(lines) or f"{directory}: nothing to mend")
+    if report.left:
+        say("what is left comes back from a backup, or by building anew")
+        raise typer.Exit(1)
+
+
+@app.command("import")
+def import_(directory: DirectoryArgument, json: JsonOption = False) -> None:
+    """Check an index directory from elsewhere to the last byte; its FAISS files are removed unread and built anew."""
+    from indexer.importing import import_index
+
+    report = import_index(directory)
+    if json:
+        print_json(asdict(report))
+    else:
+        dropped = f"{report.dropped_generations} FAISS files removed unread"
+        typer.echo(f"{directory}: {report.documents:,} documents taken in, {dropped}")

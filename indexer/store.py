@@ -14,24 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.changes import Changes, Known, NewDocument, Twin
+from indexer.changes import Changes, NewDocument
 from indexer.config import VectorDtype
 from indexer.database import CommitError, Meta, check_format, connect_writer, transaction, translated
-from indexer.documents import Document, is_storable, text_key
+from indexer.documents import Document
 from indexer.errors import IndexCorruptError, IndexerError, StorageError
-from indexer.files import DATABASE, is_own_name, mend, sync_directory
-from indexer.generations import GenerationRow, read_generations
+from indexer.files import DATABASE, discard, is_own_name, mend, sync_directory
+from indexer.generations import GenerationRow
+from indexer.holdings import Holdings
 from indexer.metadata import MetadataTable
 from indexer.schema import migrate
 from indexer.vectors import VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
-
-# The first of any number of copies will do.
-_TWIN = """
-    SELECT p.slot, p.n_tokens, p.n_tokens_lost FROM passages AS p JOIN documents AS d ON d.row_id = p.document
-    WHERE p.text_key = ? AND ? = CASE WHEN p.char_start IS NULL THEN d.text
-        ELSE substr(d.text, p.char_start + 1, p.char_end - p.char_start) END
-    LIMIT 1
-"""
 
 
 def now() -> str:
@@ -39,13 +32,12 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-class Store:
+class Store(Holdings):
     """The one writer of an index; the caller holds the writer's lock as long as it is open."""
 
-    def __init__(self, directory: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, directory: Path, connection: sqlite3.Connection, *, without_vectors: bool = False) -> None:
+        super().__init__(directory / DATABASE, connection)
         self.directory = directory
-        self._path = directory / DATABASE
-        self._sql = connection
         with translated(self._path):
             meta = Meta(connection, self._path)
         self.layout = VectorLayout.of(meta, self._path)
@@ -53,6 +45,9 @@ class Store:
         self.n_rows = meta.count("n_rows")
         self.is_complete = bool(meta["complete"])
         self._refused = ""
+        self._vectors: VectorWriter | None = None
+        if without_vectors:
+            return
         self._vectors = VectorWriter(directory, self.vector_file, self.layout)
         try:
             self._vectors.recover(self.n_rows)
@@ -108,8 +103,12 @@ class Store:
         return cls.open(directory)
 
     @classmethod
-    def open(cls, directory: Path) -> Store:
+    def open(cls, directory: Path, *, without_vectors: bool = False) -> Store:
         """Open an index for writing: cut off rows that no commit names, remove files that none names.
+
+        Args:
+            directory: of the index.
+            without_vectors: do neither, and leave the vector file alone: for mending.
 
         Raises:
             IndexCorruptError: committed rows are missing.
@@ -120,20 +119,16 @@ class Store:
         try:
             with translated(path):
                 check_format(connection, path)
-            return cls(directory, connection)
+            return cls(directory, connection, without_vectors=without_vectors)
         except BaseException:
             connection.close()
             raise
 
     def close(self) -> None:
         """Close the database and the vector file."""
-        self._vectors.close()
+        if self._vectors is not None:
+            self._vectors.close()
         self._sql.close()
-
-    def setting(self, key: str) -> Any:  # noqa: ANN401 - JSON
-        """Return a setting given at creation."""
-        with translated(self._path):
-            return Meta(self._sql, self._path).json(key)
 
     def set_setting(self, key: str, value: object) -> None:
         """Change a setting given at creation."""
@@ -141,39 +136,12 @@ class Store:
             text = json.dumps(value, ensure_ascii=False)
             self._sql.execute("UPDATE meta SET value = ? WHERE key = ?", (text, key))
 
-    def canaries(self) -> list[tuple[str, NDArray[np.float32]]]:
-        """Return the canary texts with the vectors, (d,) float32, that they had at creation."""
-        with translated(self._path):
-            rows = self._sql.execute("SELECT text, vector FROM canaries ORDER BY position").fetchall()
-        return [(text, np.frombuffer(vector, "<f4")) for text, vector in rows]
-
     def source(self, name: str) -> int:
         """Return the number of a source, new if it has none yet."""
         with transaction(self._sql, self._path, "IMMEDIATE"):
             self._sql.execute("INSERT INTO sources (name) VALUES (?) ON CONFLICT (name) DO NOTHING", (name,))
             number: int = self._sql.execute("SELECT source FROM sources WHERE name = ?", (name,)).fetchone()[0]
         return number
-
-    def find(self, documents: Sequence[Document]) -> list[Known | None]:
-        """Return what the index has under the ids of some documents, in their order."""
-        ids = json.dumps([document.id for document in documents])
-        with translated(self._path):
-            rows = self._sql.execute(
-                """SELECT j.key, d.row_id, d.content_hash, d.text FROM json_each(?) AS j
-                JOIN documents AS d ON d.id = j.value""",
-                (ids,),
-            )
-            found = {
-                position: Known(row_id, content_hash, text == documents[position].text)
-                for position, row_id, content_hash, text in rows
-            }
-        return [found.get(position) for position in range(len(documents))]
-
-    def last_row_id(self) -> int:
-        """Return the highest row that a document ever had, 0 when there was none."""
-        with translated(self._path):
-            row = self._sql.execute("SELECT seq FROM sqlite_sequence WHERE name = 'documents'").fetchone()
-        return row[0] if row else 0
 
     def vectors(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the committed vectors of some slots, (n, d) float32."""
@@ -183,37 +151,6 @@ class Store:
     def no_vectors(self) -> NDArray[np.float32]:
         """Return the vectors of a commit that appends nothing, (0, d) float32."""
         return np.empty((0, self.layout.dim), np.float32)
-
-    def rows_of_source(self, name: str) -> list[int]:
-        """Return the rows of the documents that came from a source."""
-        with translated(self._path):
-            rows = self._sql.execute("SELECT row_id FROM documents JOIN sources USING (source) WHERE name = ?", (name,))
-            return [row[0] for row in rows]
-
-    def row_ids(self, ids: Sequence[str]) -> list[int]:
-        """Return the rows of those ids that the index has."""
-        query = "SELECT row_id FROM documents WHERE id = ?"
-        with translated(self._path):
-            found = (self._sql.execute(query, (id_,)).fetchone() for id_ in ids if is_storable(id_))
-            return [row[0] for row in found if row is not None]
-
-    def place_of(self, row_id: int) -> tuple[str, int]:
-        """Return source name and line that a document came from."""
-        with translated(self._path):
-            source, line = self._sql.execute(
-                "SELECT s.name, d.line FROM documents AS d JOIN sources AS s USING (source) WHERE row_id = ?", (row_id,)
-            ).fetchone()
-        return source, line
-
-    def twins(self, texts: Sequence[str]) -> dict[str, Twin]:
-        """Return for those texts that a live passage has, letter by letter, a slot that holds their vector."""
-        found = {}
-        with translated(self._path):
-            for text in texts:
-                row = self._sql.execute(_TWIN, (text_key(text), text)).fetchone()
-                if row is not None:
-                    found[text] = Twin(*row)
-        return found
 
     def commit(self, changes: Changes, vectors: NDArray[np.float32]) -> None:
         """Make changes durable and visible, all or none; SQLite's COMMIT is the single commit point.
@@ -265,8 +202,8 @@ class Store:
             raise StorageError(self._refused) from error
 
     def _append_vectors(self, rows: NDArray[np.generic]) -> int:
-        if self._refused:
-            raise StorageError(self._refused)
+        if self._refused or self._vectors is None:
+            raise StorageError(self._refused or f"{self.directory} is open for mending alone")
         try:
             return self._vectors.append(self.n_rows, rows)
         except StorageError as error:
@@ -292,11 +229,6 @@ class Store:
             sql.execute("UPDATE meta SET value = ? WHERE key = 'complete'", (int(complete),))
         self.is_complete = complete
 
-    def generations(self) -> list[GenerationRow]:
-        """Return the generations that the database names."""
-        with translated(self._path):
-            return read_generations(self._sql, self._path)
-
     def replace_generation(self, generation: GenerationRow) -> None:
         """Name a durable generation file and drop all others; their files are removed after the commit."""
         old = [row.name for row in self.generations()]
@@ -316,18 +248,17 @@ class Store:
                 ),
             )
         for name in old:
-            (self.directory / name).unlink(missing_ok=True)
+            discard(self.directory / name)
 
-    def blocks(self) -> list[tuple[int, int, int]]:
-        """Return first slot, number of rows and CRC-32 of each block of the vector file, ascending."""
-        with translated(self._path):
-            return self._sql.execute("SELECT first_slot, n_rows, crc32 FROM blocks ORDER BY first_slot").fetchall()
-
-    def live_slots(self) -> NDArray[np.int64]:
-        """Return the slots of passages whose document stands, int64 ascending."""
-        with translated(self._path):
-            rows = self._sql.execute("SELECT slot FROM passages WHERE document IS NOT NULL ORDER BY slot")
-            return np.fromiter((row[0] for row in rows), np.int64)
+    def drop_generations(self, names: Sequence[str]) -> int:
+        """Drop generations by their names, with their files, and return how many there were."""
+        if names:
+            with self.changing() as sql:
+                sql.executemany("DELETE FROM generations WHERE name = ?", [(name,) for name in names])
+        for name in names:
+            if is_own_name(name):
+                discard(self.directory / name)
+        return len(names)
 
     def replace_vectors(self, name: str, blocks: Sequence[tuple[int, int, int]]) -> None:
         """Let the index name a durable vector file that holds the live rows in their order and no others.
@@ -354,11 +285,12 @@ class Store:
             sql.execute("DELETE FROM generations")
             sql.execute("UPDATE meta SET value = ? WHERE key = 'vector_file'", (name,))
             sql.execute("UPDATE meta SET value = ? WHERE key = 'n_rows'", (n_rows,))
-        self._vectors.close()
+        if self._vectors is not None:
+            self._vectors.close()
+            self._vectors = VectorWriter(self.directory, name, self.layout)
         self.vector_file, self.n_rows = name, n_rows
-        self._vectors = VectorWriter(self.directory, name, self.layout)
         for each in old:
-            (self.directory / each).unlink(missing_ok=True)
+            discard(self.directory / each)
 
     def give_back_pages(self, step: int) -> None:
         """Cut the free pages off the database, `step` pages in a transaction, so that readers come in between."""
@@ -369,13 +301,6 @@ class Store:
                 before, free = free, self._sql.execute("PRAGMA freelist_count").fetchone()[0]
                 if free >= before:
                     return
-
-    def counts(self) -> dict[str, int]:
-        """Return how many documents, passages (live slots) and dead slots there are."""
-        with translated(self._path):
-            documents = self._sql.execute("SELECT count(*) FROM documents").fetchone()[0]
-            dead = self._sql.execute("SELECT count(*) FROM passages WHERE document IS NULL").fetchone()[0]
-        return {"documents": documents, "passages": self.n_rows - dead, "dead": dead}
 
     def _check_rows_stand(self) -> int:
         meta = Meta(self._sql, self._path)
@@ -428,7 +353,7 @@ class Store:
         named = {self.vector_file} | {row.name for row in self.generations()}
         for path in sorted(self.directory.iterdir()):
             if is_own_name(path.name) and path.name not in named:
-                path.unlink()
+                discard(path)
         if missing := sorted(name for name in named if not (self.directory / name).exists() and name[:3] == "vec"):
             msg = f"{self.directory}: the file {missing[0]} is missing; {mend(self.directory)}"
             raise IndexCorruptError(msg)

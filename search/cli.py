@@ -133,6 +133,11 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except MemoryError:
+        if debug:
+            traceback.print_exc()
+        sys.stderr.write("index: out of memory; what was committed stands: free some memory, then run again\n")
+        sys.exit(1)
     except BrokenPipeError:
         # The reader of our output went away; what is buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

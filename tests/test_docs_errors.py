@@ -109,6 +109,12 @@ class World:
         flip_byte(only(self.index(), "vectors-*"), -1)
         return self.folder / "my.index"
 
+    def linked(self) -> Path:
+        database = self.index() / "index.db"
+        database.rename(self.folder / "elsewhere")
+        database.symlink_to(self.folder / "elsewhere")
+        return database.parent
+
     def pruning(self) -> Command:
         build_index(self.file(LINES), self.new, model=str(self.model))
         return self.build(GOOD, "--prune")
@@ -219,6 +225,10 @@ CASES: dict[str, Callable[[World], Command]] = {
     "a damaged database": lambda w: w.after_cut("index.db", 5000, w.query()),
     "a vector file that is too short": lambda w: w.after_cut("vectors-*", 4100, w.query()),
     "a second writer": lambda w: w.within(writer_lock(w.index()), ["delete", w.folder / "my.index", "a"]),
+    "damage that `repair` cannot mend": lambda w: ["repair", w.damaged()],
+    "a view or trigger in the database": lambda w: w.after_sql("CREATE VIEW evil AS SELECT 1", w.query()),
+    "a link where a file should be": lambda w: ["query", w.linked(), "a cat"],
+    "an index from elsewhere that is not sound": lambda w: ["import", w.damaged()],
     "a backup to a directory with something in it": lambda w: [
         *("backup", w.index(), w.file(LINES, "full/corpus.jsonl").parent)
     ],

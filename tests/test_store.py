@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from indexes import only, sql
 
 import indexer.database
-import indexer.store
+import indexer.holdings
 from indexer.changes import Changes, NewDocument, PassageRow
 from indexer.config import VectorDtype
 from indexer.database import connect_writer
@@ -323,7 +323,7 @@ def test_a_twin_is_a_live_passage_with_the_same_text_letter_by_letter(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert store.twins(["One", "one ", "three"]) == {}
-    monkeypatch.setattr(indexer.store, "text_key", lambda _: text_key("one"))  # every text now collides
+    monkeypatch.setattr(indexer.holdings, "text_key", lambda _: text_key("one"))  # every text now collides
     assert set(store.twins(["one", "another"])) == {"one"}
     monkeypatch.undo()
     store.commit(Changes(gone=[1]), store.no_vectors())

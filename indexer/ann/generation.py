@@ -145,9 +145,12 @@ class Generation:
             )
             raise IndexCorruptError(msg)
         self._faiss = _faiss()
+        # A crafted file may announce more than it holds; nothing in a file is larger than the file.
+        self._faiss.set_deserialization_vector_byte_limit(row.n_bytes)
+        self._faiss.set_deserialization_loop_limit(row.n_bytes)
         try:
             self._index = self._faiss.read_index(str(path), self._faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
+        except (MemoryError, RuntimeError) as error:
             msg = f"{path} is damaged: FAISS cannot read it; the next build or add makes it anew"
             raise IndexCorruptError(msg) from error
         if (self._index.d, self._index.ntotal) != (dim, row.n_slots):

@@ -63,7 +63,7 @@ class Contract:
         try:
             known = {each.name: record[each.name] for each in fields(cls)}
             return cls(**{**known, "pooling": Pooling(str(known["pooling"]))})  # type: ignore[arg-type]
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             msg = f"the encoder contract of the index cannot be read ({error}); it was written by another version"
             raise IndexFormatError(msg) from error
 

@@ -1,0 +1,54 @@
+"""Taking in an index directory from elsewhere: everything is checked, and no FAISS file in it is read."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from indexer.ann.generation import require_faiss
+from indexer.ann.kinds import Kind
+from indexer.build import bring_generation_up_to_date
+from indexer.encoder.contract import Contract
+from indexer.errors import IndexCorruptError
+from indexer.lock import writer_lock
+from indexer.snapshot import SnapshotReader
+from indexer.store import Store
+from indexer.verify import verify_index
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportReport:
+    """What an imported index holds, and how many FAISS files of it were thrown away."""
+
+    documents: int
+    passages: int
+    dropped_generations: int
+
+
+def import_index(directory: Path) -> ImportReport:
+    """Check an index directory from elsewhere to the last byte, and build its FAISS file anew.
+
+    A FAISS file is the one part that a checksum cannot vouch for: who wrote the file wrote the checksum too, and FAISS
+    does not check all that it reads. So those in the directory are removed unread. Who controls the texts of an index
+    controls its answers: that they are what they say is for you to know.
+
+    Raises:
+        IndexNotFoundError: there is no index at the path.
+        IndexFormatError: this version cannot read it.
+        IndexCorruptError: something in it is not as an index has it; nothing was changed.
+        StorageError: the file system refused.
+    """
+    require_faiss()
+    with closing(SnapshotReader(directory)) as reader:
+        Contract.from_json(reader.setting("contract"))
+    with writer_lock(directory):
+        if problems := verify_index(directory, deep=True, generations=False):
+            more = f" (and {len(problems) - 1} more: index verify --deep)" if len(problems) > 1 else ""
+            msg = f"{directory} is not taken in: {problems[0]}{more}"
+            raise IndexCorruptError(msg)
+        with closing(Store.open(directory)) as store:
+            dropped = store.drop_generations([row.name for row in store.generations()])
+            bring_generation_up_to_date(store, Kind.AUTO)
+            counts = store.counts()
+    return ImportReport(documents=counts["documents"], passages=counts["passages"], dropped_generations=dropped)

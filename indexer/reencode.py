@@ -1,0 +1,112 @@
+"""Damaged vectors: which they are, and encoding their texts again as the index prescribes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.build import TextEncoderLoader, check_canaries
+from indexer.compact import Block, rewrite_vectors
+from indexer.config import EncoderOptions
+from indexer.encoder.contract import Contract
+from indexer.errors import IndexerError, StorageError
+from indexer.ingest import TextEncoder
+from indexer.store import Store
+from indexer.vectors import VectorReader, encode_rows
+from indexer.verify import block_problem
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What is wrong with a vector file: `reason` in words, and the damaged blocks, each with the live slots in it."""
+
+    reason: str
+    blocks: dict[Block, NDArray[np.int64]]
+
+    @property
+    def n_live(self) -> int:
+        """How many live passages lost their vector."""
+        return sum(map(len, self.blocks.values()))
+
+
+def find_damage(store: Store) -> Damage | None:
+    """Compare every block of the vector file with its checksum, and return what is wrong, None when all is sound.
+
+    Args:
+        store: opened without its vectors.
+    """
+    live = store.live_slots()
+    vectors, reason = _what_is_there(store)
+    damaged = {}
+    with vectors or nullcontext():
+        for block in store.blocks():
+            if problem := block_problem(vectors, block) if vectors else reason:
+                start, stop = np.searchsorted(live, (block[0], block[0] + block[1]))
+                damaged[block] = live[start:stop]
+                reason = reason or problem
+    return Damage(reason, damaged) if reason else None
+
+
+def mend_vectors(store: Store, damage: Damage, load_encoder: TextEncoderLoader, device: str | None) -> None:
+    """Let the index name a new vector file: sound rows are copied, those of damaged blocks encoded from their texts.
+
+    All of it is one commit, and every passage keeps its place in the order.
+
+    Args:
+        store: opened without its vectors.
+        damage: as `find_damage` gives it.
+        load_encoder: makes the encoder; it is called only when a live passage lost its vector.
+        device: where to encode.
+
+    Raises:
+        EncoderError: the model no longer gives the vectors that it gave; nothing was changed.
+    """
+    encoder: TextEncoder | None = None
+    if damage.n_live:
+        contract = Contract.from_json(store.setting("contract"))
+        encoder = load_encoder(EncoderOptions(device=device), contract=contract)
+        check_canaries(store.canaries(), encoder)
+    rewrite_vectors(store, _rows(store, damage, encoder))
+
+
+def _what_is_there(store: Store) -> tuple[VectorReader | None, str]:
+    """Open as much of the vector file as there is, and say what is wrong with it as a whole, if anything."""
+    reason = ""
+    n_rows = store.n_rows
+    try:
+        path = store.directory / store.vector_file
+        there = max(0, path.stat().st_size - store.layout.file_bytes(0)) // store.layout.stride
+        if there < n_rows:
+            reason = f"{path} holds {there} of {n_rows} committed rows"
+        return VectorReader(store.directory, store.vector_file, store.layout, min(there, n_rows)), reason
+    except (OSError, IndexerError) as error:
+        return None, str(error)
+
+
+def _rows(store: Store, damage: Damage, encoder: TextEncoder | None) -> Iterator[NDArray[np.generic]]:
+    live = store.live_slots()
+    vectors, _ = _what_is_there(store)
+    with vectors or nullcontext():
+        for block in store.blocks():
+            start, stop = np.searchsorted(live, (block[0], block[0] + block[1]))
+            slots = live[start:stop]
+            if not len(slots):
+                continue
+            if block not in damage.blocks and vectors is not None:
+                yield vectors.checked(*block)[slots - block[0]]
+            elif encoder is not None:
+                yield encode_rows(_encoded(encoder, store.passage_texts(slots)), store.layout)
+            else:
+                msg = f"{store.directory}: a vector was damaged while the index was mended; run again"
+                raise StorageError(msg)
+
+
+def _encoded(encoder: TextEncoder, texts: list[str]) -> NDArray[np.float32]:
+    vectors = np.empty((len(texts), encoder.contract.dim), np.float32)
+    for batch in encoder.encode_stream(texts):
+        vectors[batch.positions] = batch.vectors
+    return vectors

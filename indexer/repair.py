@@ -1,0 +1,159 @@
+"""Mending what is derived: SQL indexes, derived metadata, the FAISS file; and, if asked, vectors from their texts."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from indexer.ann.generation import Generation, require_faiss
+from indexer.build import TextEncoderLoader, bring_generation_up_to_date
+from indexer.compact import kind_of
+from indexer.config import EncoderOptions
+from indexer.database import check_place, connect_writer, stored_json, transaction, translated
+from indexer.documents import JsonValue
+from indexer.encoder.contract import Contract
+from indexer.errors import IndexCorruptError, IndexNotFoundError, StorageError
+from indexer.files import DATABASE, mend
+from indexer.ingest import TextEncoder
+from indexer.lock import writer_lock
+from indexer.metadata import MetadataTable
+from indexer.reencode import find_damage, mend_vectors
+from indexer.schema import create_derived
+from indexer.store import Store
+from indexer.verify import derived_problems, verify_index
+
+_BATCH = 1_000
+
+
+@dataclass(slots=True)
+class RepairReport:
+    """What was mended, and what is left, one line each."""
+
+    mended: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the reply of `index repair --json`."""
+        return {"ok": not self.left, **asdict(self)}
+
+
+def repair_index(
+    directory: Path,
+    *,
+    encode_damaged: bool = False,
+    device: str | None = None,
+    load_encoder: TextEncoderLoader | None = None,
+) -> RepairReport:
+    """Mend what can be made again from what is sound, and name the rest; `Index.repair` says more.
+
+    Args:
+        directory: of the index.
+        encode_damaged: encode the texts of damaged vectors again, as the index prescribes.
+        device: where to encode.
+        load_encoder: makes the encoder; the default loads the model with torch.
+
+    Raises:
+        IndexNotFoundError: there is no index at the path.
+        IndexLockedError: another writer holds the index.
+    """
+    require_faiss()
+    path = directory / DATABASE
+    check_place(path)
+    if not path.exists():
+        msg = f"{directory} is not an index (no {DATABASE} in it); restore a backup, or build it anew"
+        raise IndexNotFoundError(msg)
+    report = RepairReport()
+    with writer_lock(directory):
+        try:
+            _mend_database(path, report)
+            if _mend_vectors(directory, report, load_encoder or _load_bulk, encode_damaged, device):
+                _mend_generations(directory, report)
+        except (IndexCorruptError, StorageError) as error:
+            report.left.append(str(error))
+        report.left += verify_index(directory, deep=True)
+    report.left = list(dict.fromkeys(line.replace(f"; {mend(directory)}", "") for line in report.left))
+    return report
+
+
+def _load_bulk(options: EncoderOptions, *, contract: Contract | None) -> TextEncoder:
+    from indexer.encoder.bulk import BulkEncoder
+
+    return BulkEncoder.load(options, contract=contract)
+
+
+def _mend_vectors(
+    directory: Path, report: RepairReport, load_encoder: TextEncoderLoader, encode_damaged: bool, device: str | None
+) -> bool:
+    """Mend the vector file if it is allowed to, and tell whether it is sound now."""
+    with closing(Store.open(directory, without_vectors=True)) as store:
+        damage = find_damage(store)
+        if damage is None:
+            return True
+        if damage.n_live and not encode_damaged:
+            report.left.append(
+                f"{damage.reason}: {damage.n_live:,} passages have lost their vector; "
+                f"index repair {directory} --encode-damaged encodes them again"
+            )
+            return False
+        mend_vectors(store, damage, load_encoder, device)
+        report.mended.append(f"{damage.reason}: written anew, {damage.n_live:,} passages encoded again")
+        return True
+
+
+def _mend_generations(directory: Path, report: RepairReport) -> None:
+    with closing(Store.open(directory)) as store:
+        kind, bad = kind_of(store), []
+        for row in store.generations():
+            try:
+                if row.vector_file != store.vector_file or row.n_slots > store.n_rows:
+                    bad.append(row.name)
+                else:
+                    Generation(directory, row, store.layout.dim, check_every_byte=True)
+            except (FileNotFoundError, IndexCorruptError):
+                bad.append(row.name)
+        store.drop_generations(bad)
+        had = {row.name for row in store.generations()}
+        bring_generation_up_to_date(store, kind)
+        if new := {row.name for row in store.generations()} - had:
+            report.mended.append(f"{directory / new.pop()}: the FAISS file was built again")
+
+
+def _mend_database(path: Path, report: RepairReport) -> None:
+    """Make anew the SQL indexes, the derived metadata and the catalogue of fields, where they are wrong."""
+    with translated(path), closing(connect_writer(path)) as sql:
+        if sql.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":
+            with transaction(sql, path, "IMMEDIATE"):
+                sql.execute("REINDEX")
+            if sql.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok":
+                report.mended.append(f"{path}: the SQL indexes were made again")
+        if _derived_is_wrong(sql, path):
+            with transaction(sql, path, "IMMEDIATE"):
+                create_derived(sql)
+                table = MetadataTable(sql)
+                for rows in _metadata(sql, path):
+                    table.add(rows)
+                table.finish()
+                sql.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
+            report.mended.append(f"{path}: the derived metadata and the catalogue of fields were made again")
+
+
+def _derived_is_wrong(sql: sqlite3.Connection, path: Path) -> bool:
+    kinds = dict(sql.execute("SELECT name, type FROM sqlite_master WHERE name IN ('metadata', 'fields')"))
+    if set(kinds.values()) - {"table"}:
+        return False  # a view in its place is nothing that broke; opening the index refuses it
+    if len(kinds) < 2:
+        return True
+    missing = """SELECT count(*) FROM (SELECT row_id FROM documents EXCEPT SELECT document FROM metadata)"""
+    extra = """SELECT count(*) FROM (SELECT document FROM metadata EXCEPT SELECT row_id FROM documents)"""
+    if any(sql.execute(query).fetchone()[0] for query in (missing, extra)):
+        return True
+    return next(derived_problems(sql, path), None) is not None
+
+
+def _metadata(sql: sqlite3.Connection, path: Path) -> Iterator[list[tuple[int, dict[str, JsonValue]]]]:
+    cursor = sql.execute("SELECT row_id, metadata FROM documents ORDER BY row_id")
+    while rows := cursor.fetchmany(_BATCH):
+        yield [(row_id, stored_json(text, path)) for row_id, text in rows]
