@@ -42,6 +42,7 @@ test: .venv/.dev
 # strace and a C compiler record and disturb the program; without them the tests that need them are skipped by name.
 torture: .venv/.dev
 	@for tool in strace gcc; do command -v $$tool >/dev/null || apt-get install --yes --quiet $$tool || true; done
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[torture]' || true
 	$(BIN)/python -m pytest --torture -rs --durations=0 --durations-min=5 tests/torture
 
 check: .venv/.dev
