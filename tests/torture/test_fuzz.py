@@ -15,7 +15,7 @@ from fuzzing import MODEL, TARGETS
 CORPUS = Path(__file__).with_name("corpus")
 FUZZER = Path(__file__).with_name("fuzzing.py")
 RUNS = 1_000_000
-MAX_BYTES = 2_048
+MAX_BYTES = 512
 HANG_S = 30
 
 
