@@ -1,6 +1,7 @@
 # make demo   set up, build an index of the sample corpus, run queries
 # make test   set up, run all tests
-# Both need python3 (3.11 or later) and make; everything is installed into .venv.
+# make torture   power cuts, kills, failing system calls, a full disk: the tests of tests/torture at full size
+# All need python3 (3.11 or later) and make; everything is installed into .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +10,7 @@ DEMO := demo.index
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check docs format gpu wheel clean
+.PHONY: demo test torture check docs format gpu wheel clean
 
 .venv/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "python3 must be 3.11 or later"; exit 1; }
@@ -37,6 +38,12 @@ demo: .venv/.base
 
 test: .venv/.dev
 	$(BIN)/python -m pytest
+
+# strace and a C compiler record and disturb the program; without them the tests that need them are skipped by name.
+torture: .venv/.dev
+	@for tool in strace gcc; do command -v $$tool >/dev/null || apt-get install --yes --quiet $$tool || true; done
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[torture]' || true
+	$(BIN)/python -m pytest --torture -rs --durations=0 --durations-min=5 tests/torture
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .

@@ -242,6 +242,9 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _translate(path, error) from error
+    except UnicodeDecodeError as error:  # a name in a damaged schema
+        msg = f"{path} is damaged ({error}); {mend(path.parent)}"
+        raise IndexCorruptError(msg) from error
 
 
 def _translate(path: Path, error: sqlite3.Error) -> IndexerError:

@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from indexer.errors import IndexCorruptError, IndexLockedError
 from indexer.files import LOCK, network_file_system, open_regular, storage_errors
 
 logger = logging.getLogger(__name__)
+
+_TRIES = 20
+_PAUSE_S = 0.005
 
 
 @contextmanager
@@ -32,20 +36,39 @@ def writer_lock(directory: Path) -> Iterator[None]:
         if os.fstat(descriptor).st_nlink > 1:
             msg = f"{path} has other names (hard links), and what they name would be written to; remove it"
             raise IndexCorruptError(msg)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "an unknown process"
-            msg = f"{directory} is being written by {holder}; wait until it ends and run again"
-            raise IndexLockedError(msg) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        _take(descriptor, directory)
+        name = f"process {os.getpid()} on {socket.gethostname()}\n".encode()
+        os.pwrite(descriptor, name, 0)
+        os.ftruncate(descriptor, len(name))  # what a killed holder left may be longer
         if kind := network_file_system(directory):
             logger.warning(
                 "%s lies on a network file system (%s): never write it from two machines, and keep backups",
                 directory,
                 kind,
             )
-        yield
+        try:
+            yield
+        finally:
+            os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int, directory: Path) -> None:
+    """Take the lock, or say who has it.
+
+    A holder writes its name a moment after it has the lock and wipes it a moment before it lets go: while there is
+    none, it is worth another try.
+    """
+    for last in range(_TRIES - 1, -1, -1):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").partition("\n")[0].strip()
+            if holder or not last:
+                who = holder or "a process that has not given its name"
+                msg = f"{directory} is being written by {who}; wait until it ends and run again"
+                raise IndexLockedError(msg) from error
+            time.sleep(_PAUSE_S)
+        else:
+            return

@@ -20,6 +20,7 @@ from indexer.files import DATABASE, mend
 from indexer.filters import CompiledFilter, Field
 from indexer.generations import GenerationRow, read_generations
 from indexer.metadata import table_columns
+from indexer.seal import check_seal
 from indexer.vectors import VectorLayout
 
 
@@ -111,6 +112,7 @@ class SnapshotReader:
     def setting(self, key: str) -> Any:  # noqa: ANN401 - JSON
         """Return a setting of the index that is kept as JSON."""
         with self.transaction():
+            check_seal(self._sql, self._path)
             return Meta(self._sql, self._path).json(key)
 
     def snapshot(self) -> Snapshot:

@@ -24,6 +24,7 @@ from indexer.generations import GenerationRow
 from indexer.holdings import Holdings
 from indexer.metadata import MetadataTable
 from indexer.schema import migrate
+from indexer.seal import seal
 from indexer.vectors import VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
 
 
@@ -98,6 +99,7 @@ class Store(Holdings):
                 "INSERT INTO canaries VALUES (?, ?, ?)",
                 [(i, text, vector.astype("<f4").tobytes()) for i, (text, vector) in enumerate(canaries)],
             )
+            seal(connection)
         connection.close()
         sync_directory(directory)
         return cls.open(directory)
@@ -135,6 +137,7 @@ class Store(Holdings):
         with transaction(self._sql, self._path, "IMMEDIATE"):
             text = json.dumps(value, ensure_ascii=False)
             self._sql.execute("UPDATE meta SET value = ? WHERE key = ?", (text, key))
+            seal(self._sql)
 
     def source(self, name: str) -> int:
         """Return the number of a source, new if it has none yet."""
@@ -227,6 +230,7 @@ class Store(Holdings):
             return
         with self.changing() as sql:
             sql.execute("UPDATE meta SET value = ? WHERE key = 'complete'", (int(complete),))
+            seal(sql)
         self.is_complete = complete
 
     def replace_generation(self, generation: GenerationRow) -> None:

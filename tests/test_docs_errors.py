@@ -34,6 +34,7 @@ LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
 GOOD = b'{"id": "a", "text": "a cat"}\n'
 QUERIES = b'{"_id": "q", "text": "a cat"}\n'
 SWAPPED_CANARIES = "UPDATE canaries SET vector = zeroblob(length(vector))"
+UNSEALED = "DELETE FROM meta WHERE key = 'seal'"
 
 
 def rows(heading: str) -> list[list[str]]:
@@ -82,8 +83,9 @@ class World:
         asked, judged = self.file(queries, "queries.jsonl"), self.file(qrels, "qrels.tsv")
         return ["eval", self.index(), "--queries", asked, "--qrels", judged]
 
-    def after_sql(self, statement: str, command: Command) -> Command:
-        sql(self.folder / "my.index", statement)
+    def after_sql(self, statement: str, command: Command, *more: str) -> Command:
+        for each in (statement, *more):
+            sql(self.folder / "my.index", each)
         return command
 
     def after_cut(self, pattern: str, n_bytes: int, command: Command) -> Command:
@@ -216,7 +218,7 @@ CASES: dict[str, Callable[[World], Command]] = {
     "weights in another format than safetensors": lambda w: w.with_model(other_weights),
     "--pooling auto with a model that declares none": lambda w: w.build(GOOD, "--pooling", "auto"),
     "a model that gives NaN": lambda w: w.with_model(nan_weights),
-    "libraries or files that give other vectors": lambda w: w.after_sql(SWAPPED_CANARIES, w.again()),
+    "libraries or files that give other vectors": lambda w: w.after_sql(SWAPPED_CANARIES, w.again(), UNSEALED),
     # The index.
     "no index at the path": lambda w: ["query", w.folder / "nowhere", "a cat"],
     "a build that was cut off before its first commit": lambda w: w.cut_off(),

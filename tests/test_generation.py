@@ -202,6 +202,21 @@ def test_bytes_that_do_not_read_back_are_not_committed(tmp_path: Path, monkeypat
     assert len(list(tmp_path.glob("gen-*"))) == 1
 
 
+def test_a_file_that_goes_between_its_hash_and_its_opening_is_gone_and_not_damaged(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, hashed = row_of(index), indexer.ann.generation._hash
+
+    def hash_then_lose(path: Path) -> str:
+        found = hashed(path)
+        path.unlink()
+        return found
+
+    monkeypatch.setattr(indexer.ann.generation, "_hash", hash_then_lose)
+    with pytest.raises(FileNotFoundError):
+        Generation(index, row, DIM)
+
+
 def test_without_faiss_the_error_names_the_extra_before_anything_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

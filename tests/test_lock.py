@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -44,6 +45,36 @@ def test_a_second_process_is_refused_with_one_line_that_names_the_first(
         pass
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_holder_that_has_not_written_its_name_yet_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "writer.lock"
+    with path.open("w+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        timer = threading.Timer(0.02, lambda: os.pwrite(held.fileno(), b"process 7 on here\n", 0))
+        timer.start()
+        with pytest.raises(IndexLockedError, match="written by process 7 on here;"), writer_lock(tmp_path):
+            pass
+        timer.join()
+    with writer_lock(tmp_path):
+        assert path.read_text().startswith(f"process {os.getpid()} on ")
+    assert path.read_bytes() == b""
+
+
+def test_a_holder_about_to_let_go_is_waited_for(tmp_path: Path) -> None:
+    held = (tmp_path / "writer.lock").open("w+b")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    timer = threading.Timer(0.02, held.close)
+    timer.start()
+    with writer_lock(tmp_path):
+        pass
+    timer.join()
+
+
+def test_a_longer_name_of_a_killed_holder_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "writer.lock").write_text("process 4194304 on " + "x" * 300 + "\n")
+    with writer_lock(tmp_path):
+        assert (tmp_path / "writer.lock").read_text().count("\n") == 1
 
 
 def test_the_kernel_releases_the_lock_of_a_killed_process(tmp_path: Path, holder: subprocess.Popen[str]) -> None:

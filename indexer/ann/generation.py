@@ -151,6 +151,8 @@ class Generation:
         try:
             self._index = self._faiss.read_index(str(path), self._faiss.IO_FLAG_MMAP_IFC)
         except (MemoryError, RuntimeError) as error:
+            if not path.exists():  # a writer replaced it since it was hashed
+                raise FileNotFoundError(path) from error
             msg = f"{path} is damaged: FAISS cannot read it; the next build or add makes it anew"
             raise IndexCorruptError(msg) from error
         if (self._index.d, self._index.ntotal) != (dim, row.n_slots):
