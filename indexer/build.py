@@ -97,7 +97,11 @@ def run_build(
     tell(Progress(phase=Phase.ENCODE, warnings=tuple(encoder.warnings)))
     with storage_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    with writer_lock(directory), closing(_open_store(directory, encoder, options, read, recorded)) as store:
+    with (
+        closing(encoder),
+        writer_lock(directory),
+        closing(_open_store(directory, encoder, options, read, recorded)) as store,
+    ):
         run = _Run(store, encoder, options, read, report, watch, tell)
         run.read_all(sources)
         tell(Progress(phase=Phase.INDEX, n_documents=run.n_documents, fraction=1.0))

@@ -49,6 +49,7 @@ class TextEncoder(Protocol):
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]: ...  # noqa: D102
     def encode_stream(self, texts: Sequence[str]) -> Iterator[EncodedTexts]: ...  # noqa: D102
     def passages(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
 
 
 @dataclass(slots=True)

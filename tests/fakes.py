@@ -74,6 +74,9 @@ class FakeEncoder:
 
     encode_queries = encode
 
+    def close(self) -> None:
+        """Nothing is kept open."""
+
     def passages(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Cut a text into passages of `chunk_tokens` words."""
         size = self.contract.chunk_tokens or 1

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, assert_never
 
-from indexer.config import Dtype
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.config import Dtype, Pooling
 from indexer.errors import EncoderError, UsageError
 
 if TYPE_CHECKING:
@@ -16,23 +20,41 @@ if TYPE_CHECKING:
 
     from indexer.encoder.models import ModelFiles
 
+GPU_BATCH_TOKENS = 65_536
+# Beyond that the interpreter's lock is the limit, which each worker holds for some percent of a pass.
+MOST_CPU_WORKERS = 8
 
-def choose_device(asked: str | None) -> str:
-    """Return the device that was asked for, else cuda where there is one, else cpu.
+# What a token needs in a forward pass, in bytes for each number of a hidden state: some sixteen of them in 32 bits.
+_BYTES_A_NUMBER = 64
+
+
+def choose_devices(asked: str | None) -> tuple[str, ...]:
+    """Return the devices that were asked for, `cuda:0,cuda:1`, else every GPU, else the CPU.
 
     Raises:
-        UsageError: there is no such device here.
+        UsageError: there is no such device here, or CPU and GPU are mixed.
     """
     import torch
 
     if asked is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return tuple(f"cuda:{number}" for number in range(n_gpus)) if n_gpus > 1 else ("cuda" if n_gpus else "cpu",)
+    devices = tuple(_device(name.strip()) for name in asked.split(","))
+    if len({device.partition(":")[0] for device in devices}) > 1:
+        msg = f"--device {asked} mixes kinds of devices, whose vectors would differ; name devices of one kind"
+        raise UsageError(msg)
+    return devices
+
+
+def _device(name: str) -> str:
+    import torch
+
     try:
-        device = torch.device(asked)
+        device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
-        msg = f"--device {asked} cannot be used here ({reason}); leave it out, or pass --device cpu"
+        msg = f"--device {name} cannot be used here ({reason}); leave it out, or pass --device cpu"
         raise UsageError(msg) from error
     return "cpu" if device.type == "cpu" else str(device)
 
@@ -56,6 +78,48 @@ def choose_dtype(asked: Dtype, device: str) -> torch.dtype:
             assert_never(asked)
 
 
+def batch_tokens(model: Forward) -> int:
+    """Return the budget of tokens for one forward pass that suits its device, and the memory that is free there."""
+    import torch
+
+    if model.device.type != "cuda":
+        return model.cpu_batch_tokens
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return max(min(free // 2 // (_BYTES_A_NUMBER * model.dim), GPU_BATCH_TOKENS), 1)
+
+
+class Forward(Protocol):
+    """A forward pass over texts on one device, with pooling."""
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+
+    @property
+    def cpu_batch_tokens(self) -> int:
+        """Tokens of one pass that suit a CPU."""
+
+    @property
+    def any_thread(self) -> bool:
+        """Whether several threads may use it at the same time."""
+
+    def n_fit(self, lengths: NDArray[np.int32], budget: int) -> int:
+        """Return how many of the first texts fit into a budget of tokens, at least one; longest first, (b,)."""
+
+    def __call__(self, ids: NDArray[np.int32], lengths: NDArray[np.int32], pooling: Pooling) -> torch.Tensor:
+        """Return vectors, (b, d) float32 on the device, not normalised and not waited for.
+
+        Args:
+            ids: token ids of the texts, one behind the other, (t,).
+            lengths: tokens of each text, (b,), at least 1, longest first.
+            pooling: CLS, MEAN or LAST.
+        """
+
+
 class HiddenStates(Protocol):
     """What a transformer returns; `last_hidden_state` is (b, t, d)."""
 
@@ -72,17 +136,69 @@ class Transformer(Protocol):
     def __call__(self, *, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> HiddenStates:
         """Run over token ids and mask, (b, t) int64 each."""
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the tensors by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The forward pass of each worker; `n_threads` is what they share on a CPU, `config` the model's configuration."""
+
+    models: tuple[Forward, ...]
+    n_threads: int
+    config: dict[str, Any]
+
+
+def load_workers(files: ModelFiles, devices: Sequence[str], dtype: torch.dtype) -> Workers:
+    """Load a model for one worker on each device; one CPU stands for as many workers as it has cores.
+
+    Several workers with a thread of torch each are faster than one worker with several: they never wait for one another
+    within a forward pass.
+
+    Raises:
+        EncoderError: it cannot be loaded, weights are missing, or it is no encoder.
+    """
+    import torch
+
+    loaded = {device: load_forward(files, device, dtype) for device in dict.fromkeys(devices)}
+    models = tuple(loaded[device][0] for device in devices)
+    n_threads = torch.get_num_threads()
+    if devices[0] == "cpu":
+        n_workers = 1 if not models[0].any_thread else max(len(devices), min(n_threads, MOST_CPU_WORKERS))
+        models = models[:1] * n_workers
+    return Workers(models, n_threads, loaded[devices[0]][1])
+
+
+def load_forward(files: ModelFiles, device: str, dtype: torch.dtype) -> tuple[Forward, dict[str, Any]]:
+    """Load a model in the form that is fastest for it, and its configuration with all defaults filled in.
+
+    Raises:
+        EncoderError: it cannot be loaded, weights are missing, or it is no encoder.
+    """
+    import torch
+
+    from indexer.encoder.packed import pack
+    from indexer.encoder.plain import PlainModel
+
+    mixed = device == "cpu" and dtype is torch.bfloat16
+    model = load_model(files, device, torch.float32 if mixed else dtype)
+    config: dict[str, Any] = model.config.to_dict()
+    with torch.inference_mode():
+        if (packed := pack(model, files.config, dtype)) is not None:
+            return packed, config
+        if mixed:
+            _multiply_in_bfloat16(model)
+        return PlainModel(model, files.name), config
+
 
 def load_model(files: ModelFiles, device: str, dtype: torch.dtype) -> Transformer:
-    """Load the bare encoder, in evaluation mode, on the device; on a CPU, bfloat16 is for the linear layers alone.
+    """Load the bare encoder, in evaluation mode, on the device.
 
     Raises:
         EncoderError: transformers cannot load it, weights are missing, or it is no encoder.
     """
-    import torch
     from transformers import AutoModel
 
-    mixed = device == "cpu" and dtype is torch.bfloat16
     if files.config.get("is_encoder_decoder"):
         msg = f"{files.name} is an encoder-decoder ({files.architecture}), which cannot be used; choose an encoder"
         raise EncoderError(msg)
@@ -91,7 +207,7 @@ def load_model(files: ModelFiles, device: str, dtype: torch.dtype) -> Transforme
         "trust_remote_code": False,
         "use_safetensors": True,
         "output_loading_info": True,
-        "dtype": torch.float32 if mixed else dtype,
+        "dtype": dtype,
     }
     with _quiet():
         try:
@@ -109,12 +225,10 @@ def load_model(files: ModelFiles, device: str, dtype: torch.dtype) -> Transforme
         msg = f"the weights of {files.name} do not fit its config.json ({shown}); fetch the model again"
         raise EncoderError(msg)
     transformer: Transformer = model.to(device).eval()
-    if mixed:
-        _multiply_in_bfloat16(model)
     return transformer
 
 
-def _multiply_in_bfloat16(model: torch.nn.Module) -> None:
+def _multiply_in_bfloat16(model: Any) -> None:  # noqa: ANN401 - a module of transformers
     """Let the linear layers alone compute in bfloat16, and all that is between them in float32.
 
     As fast as a model wholly in bfloat16 (MiniLM: 50 texts/s each, 31 in float32), four times nearer to float32, and

@@ -1,10 +1,22 @@
-"""Families of models that numpy can run: where each keeps its tensors, and which configurations are ordinary."""
+"""The BERT family: where each kind keeps its tensors, which configurations are ordinary, and how positions count.
+
+Both forward passes stand on it: of one query in numpy (`forward.py`) and of many texts in torch (`packed.py`).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+WORDS = "embeddings.word_embeddings.weight"
+POSITIONS = "embeddings.position_embeddings.weight"
+TYPES = "embeddings.token_type_embeddings.weight"
+EMBEDDINGS_NORM = "embeddings.LayerNorm"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,3 +135,39 @@ def read_shape(config: Mapping[str, Any]) -> Shape | None:
         norm_eps=config.get("layer_norm_eps", 1e-12) if family.has_norm_eps else 1e-12,
         pad_id=config.get("pad_token_id", family.default_pad_id),
     )
+
+
+def position_ids(ids: NDArray[np.int32], starts: NDArray[np.int64], shape: Shape) -> NDArray[np.int64]:
+    """Return the position that each token of one or more texts has, (t,) int64.
+
+    Args:
+        ids: token ids of the texts, one behind the other, (t,).
+        starts: where each text starts, (b,) ascending from 0.
+        shape: of the model; some families count from behind the padding id, and pass over it where a text holds it.
+    """
+    lengths = np.diff(starts, append=len(ids))
+    if not shape.family.offset_positions:
+        return np.arange(len(ids)) - np.repeat(starts, lengths)
+    counted = (ids != shape.pad_id).astype(np.int64)
+    total = np.cumsum(counted)
+    before = np.repeat(total[starts] - counted[starts], lengths)
+    positions: NDArray[np.int64] = (total - before) * counted + shape.pad_id
+    return positions
+
+
+def relative_buckets(n_buckets: int, n_tokens: int) -> NDArray[np.int64]:
+    """Return the bucket of MPNet's bias for each pair of positions, (t, t) int64 in [0, n_buckets).
+
+    A bucket for each small distance, logarithmic ones beyond (T5, section 2.1): Raffel et al., Exploring the Limits of
+    Transfer Learning with a Unified Text-to-Text Transformer, 2020.
+    """
+    n_sided, furthest = n_buckets // 2, 128
+    n_exact = n_sided // 2
+    distance = np.arange(n_tokens)[:, None] - np.arange(n_tokens)
+    apart = np.abs(distance)
+    ratio = np.log(np.maximum(apart, 1).astype(np.float32) / np.float32(n_exact)) / np.float32(
+        math.log(furthest / n_exact)
+    )
+    far = np.minimum(n_exact + (ratio * (n_sided - n_exact)).astype(np.int64), n_sided - 1)
+    buckets: NDArray[np.int64] = np.where(apart < n_exact, apart, far) + n_sided * (distance < 0)
+    return buckets

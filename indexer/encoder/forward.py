@@ -11,7 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.config import Pooling
-from indexer.encoder.families import Shape, read_shape
+from indexer.encoder.families import (
+    EMBEDDINGS_NORM,
+    POSITIONS,
+    TYPES,
+    WORDS,
+    Shape,
+    position_ids,
+    read_shape,
+    relative_buckets,
+)
 from indexer.encoder.weights import Weights
 
 Array = NDArray[np.float32]
@@ -95,10 +104,10 @@ class NumpyEncoder:
     def __init__(self, shape: Shape, weights: Weights) -> None:
         family, parts = shape.family, _Parts(shape, weights)
         self._shape = shape
-        self._words = parts.table("embeddings.word_embeddings.weight")
-        self._positions = parts.table("embeddings.position_embeddings.weight")
-        self._type = parts.array("embeddings.token_type_embeddings.weight")[0] if family.has_types else None
-        self._norm = parts.norm("embeddings.LayerNorm")
+        self._words = parts.table(WORDS)
+        self._positions = parts.table(POSITIONS)
+        self._type = parts.array(TYPES)[0] if family.has_types else None
+        self._norm = parts.norm(EMBEDDINGS_NORM)
         self._layers = [parts.layer(number) for number in range(shape.n_layers)]
         self._bias = parts.array(family.relative_bias) if family.relative_bias else None
 
@@ -118,7 +127,9 @@ class NumpyEncoder:
             (d,) float32 of unit length.
         """
         x = self._embed(ids)
-        bias = None if self._bias is None else _relative_bias(self._bias, len(ids))
+        bias = None
+        if self._bias is not None:
+            bias = self._bias[relative_buckets(len(self._bias), len(ids))].transpose(2, 0, 1)
         rows = {Pooling.CLS: slice(0, 1), Pooling.LAST: slice(-1, None)}.get(pooling, slice(None))
         for layer in self._layers[:-1]:
             x = layer(x, slice(None), self._shape.n_heads, bias)
@@ -127,11 +138,7 @@ class NumpyEncoder:
         return unit
 
     def _embed(self, ids: NDArray[np.int32]) -> Array:
-        positions = np.arange(len(ids))
-        if self._shape.family.offset_positions:
-            pad_id = self._shape.pad_id
-            counted = ids != pad_id
-            positions = np.cumsum(counted) * counted + pad_id
+        positions = position_ids(ids, np.zeros(1, np.int64), self._shape)
         x = self._words[ids].astype(np.float32) + self._positions[positions]
         if self._type is not None:
             x += self._type
@@ -170,7 +177,7 @@ class _Parts:
         self._weights = weights
         self._eps = shape.norm_eps
         # A checkpoint of a model with a head keeps the encoder under a prefix.
-        self._prefix = "" if "embeddings.word_embeddings.weight" in weights else shape.family.prefix
+        self._prefix = "" if WORDS in weights else shape.family.prefix
 
     def table(self, name: str) -> NDArray[np.floating[Any]]:
         return self._weights.table(self._known(name))
@@ -235,21 +242,3 @@ def _polynomial(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> NDAr
         total *= x
         total += coefficient
     return total
-
-
-def _relative_bias(table: Array, n_tokens: int) -> Array:
-    """Return MPNet's (h, t, t) bias: a bucket for each small distance, logarithmic ones beyond (T5, section 2.1).
-
-    Raffel et al., Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer, 2020.
-    """
-    n_buckets, furthest = len(table) // 2, 128
-    n_exact = n_buckets // 2
-    distance = np.arange(n_tokens)[:, None] - np.arange(n_tokens)
-    apart = np.abs(distance)
-    ratio = np.log(np.maximum(apart, 1).astype(np.float32) / np.float32(n_exact)) / np.float32(
-        math.log(furthest / n_exact)
-    )
-    far = np.minimum(n_exact + (ratio * (n_buckets - n_exact)).astype(np.int64), n_buckets - 1)
-    buckets = np.where(apart < n_exact, apart, far) + n_buckets * (distance < 0)
-    bias: Array = table[buckets].transpose(2, 0, 1)
-    return bias

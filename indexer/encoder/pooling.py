@@ -1,4 +1,4 @@
-"""Hidden states into one unit vector per text, with torch."""
+"""Padded hidden states into one vector per text, with torch."""
 
 from __future__ import annotations
 
@@ -10,27 +10,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def pool(hidden: Tensor, mask: Tensor, pooling: Pooling, *, normalize: bool = True) -> Tensor:
-    """Pool, and normalise unless told not to.
+def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+    """Return one vector per text, (b, d) float32, not normalised.
 
     Args:
         hidden: last hidden state, (b, t, d) of any float type.
         mask: (b, t) bool, true for tokens, which come first in each row; at least one in each.
         pooling: CLS, MEAN or LAST.
-        normalize: scale to unit length.
-
-    Returns:
-        (b, d) float32; of unit length, and NaN where the hidden state holds NaN or Inf or is zero, if normalised.
     """
-    vectors = _pooled(hidden, mask, pooling)
-    if not normalize:
-        return vectors
-    # In 16 bits the square of a hidden state can overflow, so the cast comes first; 0/0 and inf/inf become NaN.
-    norms: Tensor = vectors.norm(dim=1, keepdim=True)
-    return vectors / norms
-
-
-def _pooled(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     match pooling:
         case Pooling.CLS:
             return hidden[:, 0].float()

@@ -81,7 +81,8 @@ class NumpyQueryEncoder:
         contract = self._contract
         tokens = self._tokenizer.encode([contract.query_prompt + text for text in texts], contract.max_length_tokens)
         vectors = np.empty((len(texts), contract.dim), np.float32)
-        for position, ids in enumerate(tokens.ids):
+        for position in range(len(texts)):
+            ids = tokens.row(position)
             if len(ids) == 0:
                 msg = "the text gives no token at all"
                 raise NonFiniteVectorError(msg, position)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,19 +22,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids of n texts.
+    """Token ids of n texts, with special tokens, cut to the maximum.
 
-    `ids` are n arrays (t,) int32 with special tokens, cut to the maximum; `n_tokens` (n,) int32 is each text's count
-    with special tokens before the cut.
+    `ids` (t,) int32 are those of all texts, one behind the other, text i at [starts[i], starts[i + 1]); `starts` is
+    (n + 1,) int64; `n_tokens` (n,) int32 is each text's count with special tokens before the cut.
     """
 
-    ids: list[NDArray[np.int32]]
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
     n_tokens: NDArray[np.int32]
 
     @property
     def lengths(self) -> NDArray[np.int32]:
         """Tokens of each text after the cut, (n,) int32."""
-        return np.fromiter((len(row) for row in self.ids), np.int32, len(self.ids))
+        return np.diff(self.starts).astype(np.int32)
+
+    def row(self, number: int) -> NDArray[np.int32]:
+        """Return the ids of a text."""
+        return self.ids[self.starts[number] : self.starts[number + 1]]
+
+    def take(self, numbers: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Return the ids of some texts, one behind the other."""
+        return np.concatenate([self.row(number) for number in numbers])
 
 
 class TextTokenizer:
@@ -87,9 +97,10 @@ class TextTokenizer:
         except (TypeError, UnicodeEncodeError) as error:
             msg = "a text holds a lone surrogate, which no tokenizer can read; decode its source with errors='replace'"
             raise EncoderError(msg) from error
-        rows = [np.array(encoding.ids, np.int32) for encoding in encodings]
-        n_tokens = np.fromiter((len(row) for row in rows), np.int32, len(rows))
-        return Tokens([self._cut(row, max_length) for row in rows], n_tokens)
+        n_tokens = np.fromiter(map(len, encodings), np.int32, len(encodings))
+        rows = [self._cut(encoding.ids, max_length) for encoding in encodings]
+        starts = np.concatenate(([0], np.cumsum(np.minimum(n_tokens, max_length), dtype=np.int64)))
+        return Tokens(np.fromiter(chain.from_iterable(rows), np.int32, int(starts[-1])), starts, n_tokens)
 
     def windows(self, texts: Sequence[str], size: int, overlap: int, prompt: str) -> list[list[tuple[int, int]]]:
         """Cut texts into passages that have at most about `size` tokens, with special tokens and the prompt.
@@ -119,10 +130,10 @@ class TextTokenizer:
             spans.append([(start, end) for start, end in inner if start < end] or [(0, len(text))])
         return spans
 
-    def _cut(self, ids: NDArray[np.int32], max_length: int) -> NDArray[np.int32]:
+    def _cut(self, ids: list[int], max_length: int) -> list[int]:
         if len(ids) <= max_length:
             return ids
-        return np.concatenate((ids[: max_length - self.n_trailing], ids[len(ids) - self.n_trailing :]))
+        return ids[: max_length - self.n_trailing] + ids[len(ids) - self.n_trailing :]
 
 
 def _without_space(text: str, start: int, end: int) -> tuple[int, int]:

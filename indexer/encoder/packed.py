@@ -1,0 +1,224 @@
+"""The fast forward pass of the BERT family in torch: texts one behind the other without padding, under a token budget.
+
+Queries, keys and values come from one product; the last layer is computed for the one position that pooling takes; on a
+CPU that computes in bfloat16 the products are in bfloat16 and all that is between them in float32. It equals the plain
+pass of transformers (`plain.py`), which runs every model that is not of this family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.config import Pooling
+from indexer.encoder.attention import Attention, ByLength, Texts, Varlen, varlen_kernel
+from indexer.encoder.families import (
+    EMBEDDINGS_NORM,
+    POSITIONS,
+    TYPES,
+    WORDS,
+    Shape,
+    position_ids,
+    read_shape,
+    relative_buckets,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from indexer.encoder.engine import Transformer
+
+# oneDNN keeps a program for every number of rows that it meets, some 100 kB each; steps keep their number bounded.
+_ROW_STEP = 16
+
+
+class _Linear(NamedTuple):
+    weight: Tensor
+    bias: Tensor
+
+
+class _Norm(NamedTuple):
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    inputs: _Linear  # queries, keys and values, (3 d, d)
+    attended: _Linear
+    attended_norm: _Norm
+    up: _Linear
+    down: _Linear
+    norm: _Norm
+
+
+class PackedModel:
+    """A model of the BERT family on one device; made by `pack`. Any number of threads may use it."""
+
+    # On Zen 4, one thread a worker, MiniLM: 512 to 2,048 are alike; beyond, what is between products leaves the cache.
+    cpu_batch_tokens = 1_024
+    any_thread = True
+
+    def __init__(self, model: Transformer, shape: Shape, dtype: torch.dtype) -> None:
+        import torch
+
+        family = shape.family
+        state = model.state_dict()
+        # On a CPU sums and norms in float32 cost nothing and keep a vector four times nearer to float32.
+        wide = torch.float32 if model.device.type == "cpu" else dtype
+        self._shape = shape
+        self._dtype = dtype
+        self.device = model.device
+        self._words = state[WORDS].to(wide)
+        self._positions = state[POSITIONS].to(wide)
+        if family.has_types:
+            self._positions = self._positions + state[TYPES][0].to(wide)
+        self._norm = _norm(state, EMBEDDINGS_NORM, wide)
+        self._bias = state[family.relative_bias].to(dtype) if family.relative_bias else None
+        self._layers = [_layer(state, shape, number, dtype, wide) for number in range(shape.n_layers)]
+
+    @property
+    def dim(self) -> int:
+        """Length of a hidden state."""
+        return int(self._words.shape[1])
+
+    def n_fit(self, lengths: NDArray[np.int32], budget: int) -> int:
+        """Return how many of the first texts fit into a budget of tokens, at least one."""
+        return max(int(np.searchsorted(np.cumsum(lengths), budget, side="right")), 1)
+
+    def __call__(self, ids: NDArray[np.int32], lengths: NDArray[np.int32], pooling: Pooling) -> Tensor:
+        """Return the pooled hidden states, (b, d) float32 on the device, not waited for.
+
+        Args:
+            ids: token ids of the texts, one behind the other, (t,).
+            lengths: tokens of each text, (b,), at least 1; equal lengths are neighbours.
+            pooling: CLS, MEAN or LAST.
+        """
+        texts = Texts.of(lengths)
+        attend = self._attention(texts)
+        x = self._embed(ids, texts)
+        for layer in self._layers[:-1]:
+            x = self._whole(layer, x, attend)
+        layer = self._layers[-1]
+        match pooling:
+            case Pooling.MEAN:
+                return self._means(self._whole(layer, x, attend), texts)
+            case Pooling.CLS:
+                return self._last(layer, x, attend, texts.starts, 0)
+            case Pooling.LAST:
+                return self._last(layer, x, attend, texts.starts + texts.lengths - 1, -1)
+            case Pooling.AUTO:
+                msg = "pooling must be resolved before"
+                raise ValueError(msg)
+            case _:
+                assert_never(pooling)
+
+    def _whole(self, layer: _Layer, x: Tensor, attend: Attention) -> Tensor:
+        """Return the states of all tokens after a layer, (t, d)."""
+        queries, keys, values = self._heads(x, layer.inputs, 3)
+        return self._advance(layer, x, attend(queries, keys, values))
+
+    def _last(self, layer: _Layer, x: Tensor, attend: Attention, tokens: NDArray[np.int64], only: int) -> Tensor:
+        """Return the states after the last layer of one token of each text, (b, d) float32."""
+        weight, bias = layer.inputs
+        d = x.shape[1]
+        keys, values = self._heads(x, _Linear(weight[d:], bias[d:]), 2)
+        x = x[self._to_device(tokens)]
+        (queries,) = self._heads(x, _Linear(weight[:d], bias[:d]), 1)
+        return self._advance(layer, x, attend(queries, keys, values, only)).float()
+
+    def _embed(self, ids: NDArray[np.int32], texts: Texts) -> Tensor:
+        """Return the embeddings, (t, d), with rows of no text behind them up to a whole step."""
+        words = np.zeros(-(-len(ids) // _ROW_STEP) * _ROW_STEP, np.int64)
+        positions = np.zeros_like(words)
+        words[: len(ids)] = ids
+        positions[: len(ids)] = position_ids(ids, texts.starts, self._shape)
+        at = self._to_device(np.stack((words, positions)))
+        return self._normed(self._words[at[0]] + self._positions[at[1]], self._norm)
+
+    def _heads(self, x: Tensor, linear: _Linear, n: int) -> tuple[Tensor, ...]:
+        """Return n projections of (t, d) as (t, h, d / h) each."""
+        from torch.nn.functional import linear as multiply
+
+        projected = multiply(x.to(self._dtype), *linear)
+        return projected.view(len(x), n, self._shape.n_heads, -1).unbind(1)
+
+    def _advance(self, layer: _Layer, x: Tensor, context: Tensor) -> Tensor:
+        """Return the states after a layer, (r, d), from those before it and what they attended to, (r, h, d / h)."""
+        from torch.nn.functional import gelu, linear
+
+        x = self._normed(x + linear(context.flatten(1), *layer.attended), layer.attended_norm)
+        inner = gelu(linear(x.to(self._dtype), *layer.up))
+        return self._normed(x + linear(inner, *layer.down), layer.norm)
+
+    def _normed(self, x: Tensor, norm: _Norm) -> Tensor:
+        from torch.nn.functional import layer_norm
+
+        return layer_norm(x, x.shape[-1:], *norm, self._shape.norm_eps)
+
+    def _attention(self, texts: Texts) -> Attention:
+        import torch
+
+        if self._bias is not None:
+            buckets = self._to_device(relative_buckets(len(self._bias), int(texts.lengths.max())))
+            return ByLength(texts, self._bias[buckets].permute(2, 0, 1))
+        if self.device.type == "cuda" and self._dtype is not torch.float32 and (kernel := varlen_kernel()):
+            bounds = np.append(texts.starts, texts.lengths.sum()).astype(np.int32)
+            return Varlen(kernel, self._to_device(bounds), int(texts.lengths.max()))
+        return ByLength(texts)
+
+    def _means(self, x: Tensor, texts: Texts) -> Tensor:
+        owners = self._to_device(np.repeat(np.arange(len(texts.lengths)), texts.lengths))
+        total = x.new_zeros((len(texts.lengths), x.shape[1])).float()
+        return total.index_add_(0, owners, x[: len(owners)].float()) / self._to_device(texts.lengths)[:, None]
+
+    def _to_device(self, array: NDArray[np.int64] | NDArray[np.int32]) -> Tensor:
+        import torch
+
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+
+def pack(model: Transformer, config: Mapping[str, Any], dtype: torch.dtype) -> PackedModel | None:
+    """Return the fast form of a model, None for one that this forward pass does not know to the last detail.
+
+    Args:
+        model: as transformers loaded it; its tensors are shared or copied.
+        config: content of config.json.
+        dtype: number format of the products.
+    """
+    shape = read_shape(config)
+    if shape is None:
+        return None
+    try:
+        return PackedModel(model, shape, dtype)
+    except KeyError:  # a tensor that the family does not name so
+        return None
+
+
+def _layer(state: Mapping[str, Tensor], shape: Shape, number: int, dtype: torch.dtype, wide: torch.dtype) -> _Layer:
+    import torch
+
+    family, at = shape.family, shape.family.layer.format(number)
+
+    def linear(*names: str) -> _Linear:
+        weights, biases = ([state[f"{at}{name}.{part}"].to(dtype) for name in names] for part in ("weight", "bias"))
+        return _Linear(torch.cat(weights), torch.cat(biases))
+
+    return _Layer(
+        inputs=linear(family.query, family.key, family.value),
+        attended=linear(family.attended),
+        attended_norm=_norm(state, at + family.attended_norm, wide),
+        up=linear(family.up),
+        down=linear(family.down),
+        norm=_norm(state, at + family.norm, wide),
+    )
+
+
+def _norm(state: Mapping[str, Tensor], name: str, wide: torch.dtype) -> _Norm:
+    return _Norm(state[f"{name}.weight"].to(wide), state[f"{name}.bias"].to(wide))

@@ -1,0 +1,81 @@
+"""The plain forward pass: any encoder of transformers over texts padded to the longest; what `packed.py` must equal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.config import Pooling
+from indexer.errors import EncoderError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from indexer.encoder.engine import Transformer
+
+_EXACT_LENGTHS = 64
+_LENGTH_STEP = 8
+_MAX_ROWS = 4_096
+
+
+class PlainModel:
+    """A transformer on one device, for one thread at a time.
+
+    Args:
+        model: the bare encoder.
+        name: of the model, for messages.
+
+    Raises:
+        EncoderError: it cannot run over tokens alone.
+    """
+
+    cpu_batch_tokens = 2_048
+    any_thread = False  # some architectures keep tables of positions that grow
+
+    def __init__(self, model: Transformer, name: str) -> None:
+        self._model = model
+        self.device = model.device
+        self._pad_id = getattr(model.config, "pad_token_id", None) or 0
+        try:
+            self.dim = int(self._hidden(np.zeros((1, 3), np.int64), np.ones((1, 3), bool))[0].shape[2])
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            msg = f"{name} ({model.config.model_type}) cannot be used as a text encoder: {error}"
+            raise EncoderError(msg) from error
+
+    def n_fit(self, lengths: NDArray[np.int32], budget: int) -> int:
+        """Return how many of the first texts fit, padded, into a budget of tokens, at least one."""
+        return min(max(budget // _padded_length(int(lengths[0])), 1), _MAX_ROWS, len(lengths))
+
+    def __call__(self, ids: NDArray[np.int32], lengths: NDArray[np.int32], pooling: Pooling) -> Tensor:
+        """Return the pooled hidden states, (b, d) float32 on the device, not waited for.
+
+        Args:
+            ids: token ids of the texts, one behind the other, (t,).
+            lengths: tokens of each text, (b,), at least 1.
+            pooling: CLS, MEAN or LAST.
+        """
+        from indexer.encoder.pooling import pool
+
+        inside = np.arange(_padded_length(int(lengths.max()))) < lengths[:, None]
+        padded = np.full(inside.shape, self._pad_id, np.int64)
+        padded[inside] = ids
+        return pool(*self._hidden(padded, inside), pooling)
+
+    def _hidden(self, ids: NDArray[np.int64], inside: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
+        """Return the last hidden state, (b, t, d), and the mask, (b, t) bool."""
+        import torch
+
+        mask = torch.from_numpy(inside).to(self.device)
+        output = self._model(input_ids=torch.from_numpy(ids).to(self.device), attention_mask=mask.long())
+        return output.last_hidden_state, mask
+
+
+def _padded_length(longest: int) -> int:
+    """Return the length that a batch is padded to.
+
+    oneDNN keeps a program for every shape it meets, some 100 kB each; long lengths in steps of eight keep their number,
+    and the memory of a build, bounded.
+    """
+    return longest if longest <= _EXACT_LENGTHS else -(-longest // _LENGTH_STEP) * _LENGTH_STEP
