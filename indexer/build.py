@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -271,8 +271,6 @@ class _Run:
         self._report = report
         self._watch = watch
         self._tell = tell
-        self._fractions = (0.0, 0.0)
-        self._window_size = 0
         self.n_documents = 0
         skips = options.on_error is OnError.SKIP
         self._ingest = Ingest(
@@ -282,7 +280,6 @@ class _Run:
             watch,
             if_exists=options.if_exists,
             on_reject=self._on_reject if skips else None,
-            on_commit=self._on_commit,
         )
         self._on_reject_or_none = self._on_reject if skips else None
         (store.directory / REJECTS).unlink(missing_ok=True)
@@ -295,19 +292,30 @@ class _Run:
         ]
         if not self._options.adds:
             self._store.set_complete(False)
-        for number, (source, documents) in enumerate(zip(sources, streams, strict=True)):
-            with closing(documents):
-                while window := self._next_window(documents):
-                    end = window[-1].place.fraction
-                    self._fractions = (self._fractions[1], -1.0 if end is None else (number + end) / len(sources))
-                    self._window_size = len(window)
-                    self._ingest.take(window, source_name(source))
-                    self.n_documents += len(window)
+        try:
+            for number, (source, documents) in enumerate(zip(sources, streams, strict=True)):
+                with closing(documents):
+                    self._take_all(documents, source_name(source), (number / len(sources), 1 / len(sources)))
+        except CorpusError:
+            self._ingest.drain()  # what was read before stands
+            raise
         if not self._options.adds:
             self._store.set_complete(True)
         if self._options.prune:
             for source in sources:
                 self._prune(source_name(source))
+
+    def _take_all(self, documents: Iterator[Document], source: str, part: tuple[float, float]) -> None:
+        """Index a source to its end; `part` is where it begins in all sources, and its share of them."""
+        end: float | None = part[0]
+        while window := self._next_window(documents):
+            start, place = end, window[-1].place.fraction
+            end = None if place is None else part[0] + place * part[1]
+            self._ingest.take(window, source, self._teller(len(window), start, end))
+            self.n_documents += len(window)
+            if len(window) < COMMIT_TEXTS:  # a source that is slow, or at its end
+                self._ingest.drain()
+        self._ingest.drain()
 
     def _prune(self, source: str) -> None:
         """Drop what the source had before this run and has no longer, if it was read to its end without an error."""
@@ -333,17 +341,23 @@ class _Run:
                     break
         return window
 
-    def _on_commit(self, share: float) -> None:
-        start, end = self._fractions
-        self._tell(
-            Progress(
-                phase=Phase.ENCODE,
-                n_documents=self.n_documents + round(share * self._window_size),
-                n_encoded=self._report.encoded,
-                n_tokens=self._report.tokens,
-                fraction=None if end < 0 else max(0.0, start) + (end - max(0.0, start)) * share,
+    def _teller(self, size: int, start: float | None, end: float | None) -> Callable[[float], None]:
+        """Return what tells how far a window of so many documents is, which covers [start, end] of the sources."""
+        n_before = self.n_documents
+
+        def on_commit(share: float) -> None:
+            fraction = None if end is None else (start or 0.0) + (end - (start or 0.0)) * share
+            self._tell(
+                Progress(
+                    phase=Phase.ENCODE,
+                    n_documents=n_before + round(share * size),
+                    n_encoded=self._report.encoded,
+                    n_tokens=self._report.tokens,
+                    fraction=fraction,
+                )
             )
-        )
+
+        return on_commit
 
     def _on_skip(self, _place: Place, reason: str) -> None:
         self._report.skipped[reason] += 1

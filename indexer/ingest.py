@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.changes import Changes, NewDocument, PassageRow
+from indexer.changes import Changes, NewDocument
 from indexer.config import IfExists
-from indexer.documents import Document, text_key
+from indexer.documents import Document
 from indexer.encoder.contract import Contract
 from indexer.errors import CorpusError, NonFiniteVectorError
+from indexer.pending import EncodedTexts, Group, Pending, Window
 from indexer.progress import BuildReport, Stopwatch
 from indexer.store import Store
 
 COMMIT_TEXTS = 2_048
 COMMIT_SECONDS = 2.0
 FIRST_GROUP_PASSAGES = 64
-
-
-class EncodedTexts(Protocol):
-    """Some texts encoded: `positions` (b,) int64 in the list given, `vectors` (b, d) float32, (b,) token counts."""
-
-    @property
-    def positions(self) -> NDArray[np.int64]: ...  # noqa: D102
-    @property
-    def vectors(self) -> NDArray[np.float32]: ...  # noqa: D102
-    @property
-    def n_tokens(self) -> NDArray[np.int32]: ...  # noqa: D102
-    @property
-    def n_tokens_lost(self) -> NDArray[np.int32]: ...  # noqa: D102
 
 
 class TextEncoder(Protocol):
@@ -52,34 +40,12 @@ class TextEncoder(Protocol):
     def close(self) -> None: ...  # noqa: D102
 
 
-@dataclass(slots=True)
-class _Pending:
-    """A document on its way into the index; it is ready when every passage has its vector."""
-
-    position: int
-    document: Document
-    source: int
-    replaces: int | None = None
-    spans: Sequence[tuple[int, int] | None] = (None,)
-    rows: list[PassageRow | None] = field(default_factory=list)
-    vectors: list[NDArray[np.float32]] = field(default_factory=list)
-    n_missing: int = 0
-
-    def text(self, passage: int) -> str:
-        """Return the text of a passage."""
-        span = self.spans[passage]
-        return self.document.text if span is None else self.document.text[span[0] : span[1]]
-
-    def put(self, passage: int, vector: NDArray[np.float32], n_tokens: int, n_tokens_lost: int) -> None:
-        """Give a passage its vector, (d,) float32."""
-        start, end = self.spans[passage] or (None, None)
-        self.rows[passage] = PassageRow(start, end, text_key(self.text(passage)), n_tokens, n_tokens_lost)
-        self.vectors[passage] = vector
-        self.n_missing -= 1
-
-
 class Ingest:
-    """Takes windows of documents and makes the index hold them."""
+    """Takes windows of documents and makes the index hold them.
+
+    While the model works on one group of documents, the next one is read and compared and the last one is committed;
+    groups are committed in the order in which they came.
+    """
 
     def __init__(
         self,
@@ -90,7 +56,6 @@ class Ingest:
         *,
         if_exists: IfExists,
         on_reject: Callable[[CorpusError], None] | None,
-        on_commit: Callable[[float], None],
     ) -> None:
         """Prepare one run.
 
@@ -101,7 +66,6 @@ class Ingest:
             watch: the time of finding and committing goes there.
             if_exists: what becomes of a record whose id is in the index with other content.
             on_reject: gets records that cannot be used; None raises them.
-            on_commit: called after each commit with the share of the window, in [0, 1], that is done.
         """
         self._store = store
         self._encoder = encoder
@@ -109,59 +73,67 @@ class Ingest:
         self._watch = watch
         self._if_exists = if_exists
         self._on_reject = on_reject
-        self._on_commit = on_commit
         self._sources: dict[str, int] = {}
         self._seen = SeenRows(store.last_row_id())
-        self._last_commit_s = time.monotonic()
+        self._last_commit_s = self._last_finish_s = time.monotonic()
         self._group_passages = FIRST_GROUP_PASSAGES
+        self._running: deque[Group] = deque()
+        self._waiting: dict[str, list[tuple[Pending, int]]] = {}
 
-    def take(self, window: Sequence[Document], source: str) -> None:
-        """Bring the index up to date with some documents of one source.
+    def take(self, documents: Sequence[Document], source: str, on_commit: Callable[[float], None]) -> None:
+        """Bring the index up to date with some documents of one source; `drain` waits for it.
+
+        Args:
+            documents: a window of them, at least one.
+            source: its name.
+            on_commit: called after each commit with the share of the window, in [0, 1], that is done.
 
         Raises:
-            CorpusError: an id that cannot stand as it is; nothing that was not committed before is in the index.
+            CorpusError: an id that cannot stand as it is; nothing of this window is in the index.
             NonFiniteVectorError: the model gave NaN or Inf for a text.
             StorageError: a commit was refused.
         """
         if source not in self._sources:
             self._sources[source] = self._store.source(source)
-        changes = Changes()
+        window = Window(documents, on_commit)
         with self._watch.stage("commit"):
-            fresh = self._compare(window, changes, self._sources[source])
-        n_done = len(window) - len(fresh)
-        ready: list[_Pending] = []
-        for group in self._groups(fresh):
-            for finished in self._encode(group):
-                ready += finished
-                n_done += len(finished)
-                late = time.monotonic() - self._last_commit_s >= COMMIT_SECONDS
-                if ready and (late or sum(len(item.rows) for item in ready) >= COMMIT_TEXTS):
-                    self._commit(changes, ready)
-                    changes, ready = Changes(), []
-                    self._on_commit(n_done / len(window))
-            self._commit(changes, ready)  # the next group may copy vectors of this one
-            changes, ready = Changes(), []
-            self._on_commit(n_done / len(window))
-        self._commit(changes, ready)
-        self._on_commit(1.0)
+            fresh = self._compare(window, self._sources[source])
+        window.n_done = len(documents) - len(fresh)
+        for group in self._groups(window, fresh):
+            self._running.append(group)
+            if len(self._running) > 1:
+                self._finish()
+
+    def drain(self) -> None:
+        """Commit all that was taken.
+
+        Raises:
+            NonFiniteVectorError: the model gave NaN or Inf for a text.
+            StorageError: a commit was refused.
+        """
+        while self._running:
+            self._finish()
 
     def unseen_rows(self, rows: Sequence[int]) -> list[int]:
         """Return those rows, of documents that stood in the index before, that no record of this run had."""
         return [row for row in rows if row not in self._seen]
 
-    def _compare(self, window: Sequence[Document], changes: Changes, source: int) -> list[_Pending]:
-        """Sort a window into unchanged, metadata to rewrite (into `changes`) and texts to append (returned)."""
-        fresh: list[_Pending] = []
-        first: dict[str, Document] = {}
-        for position, (document, known) in enumerate(zip(window, self._store.find(window), strict=True)):
-            earlier = first.setdefault(document.id, document)
+    def _compare(self, window: Window, source: int) -> list[Pending]:
+        """Sort a window into unchanged, metadata to rewrite (into its changes) and texts to append (returned)."""
+        fresh: list[Pending] = []
+        open_windows = [group.window.first for group in self._running]
+        found = self._store.find(window.documents)
+        for position, (document, known) in enumerate(zip(window.documents, found, strict=True)):
+            earlier = window.first.setdefault(document.id, document)
+            # What is not committed yet is not in the store.
+            earlier = next((first[document.id] for first in open_windows if document.id in first), earlier)
             if earlier is not document:
                 if earlier.content_hash() == document.content_hash():
                     self._report.unchanged += 1
                 else:
                     self._reject(document, f"first on line {earlier.place.line} of {earlier.place.source}")
             elif known is None:
-                fresh.append(_Pending(position, document, source))
+                fresh.append(Pending(position, document, source))
             elif known.content_hash == document.content_hash():
                 self._seen.add(known.row_id)
                 self._report.unchanged += 1
@@ -173,9 +145,9 @@ class Ingest:
                 if self._may_update(document):
                     self._report.updated += 1
                     if known.same_text:
-                        changes.rewritten.append((known.row_id, document, source))
+                        window.changes.rewritten.append((known.row_id, document, source))
                     else:
-                        fresh.append(_Pending(position, document, source, known.row_id))
+                        fresh.append(Pending(position, document, source, known.row_id))
         return fresh
 
     def _may_update(self, document: Document) -> bool:
@@ -203,85 +175,109 @@ class Ingest:
             raise error
         self._on_reject(error)
 
-    def _groups(self, fresh: Sequence[_Pending]) -> Iterator[list[_Pending]]:
-        """Yield documents in groups that are encoded together: all of them, unless documents are cut into passages.
+    def _groups(self, window: Window, fresh: Sequence[Pending]) -> Iterator[Group]:
+        """Start the model on documents in groups: all of them, unless documents are cut into passages.
 
         A document is committed with all its passages. Sorted by length, the last passages of most documents come last,
         so a group must be small for a commit every two seconds: as much as two seconds encoded lately.
         """
         if self._encoder.contract.chunk_tokens is None:
-            yield self._cut(fresh, [(None,)] * len(fresh))
+            yield self._start(window, fresh, [(None,)] * len(fresh))
             return
         start = 0
         spans = self._encoder.passages([item.document.text for item in fresh])
-        while start < len(fresh):
-            stop, n_passages = start + 1, len(spans[start])
+        while True:
+            stop = min(start + 1, len(fresh))
+            n_passages = sum(map(len, spans[start:stop]))
             while stop < len(fresh) and n_passages + len(spans[stop]) <= self._group_passages:
                 n_passages += len(spans[stop])
                 stop += 1
-            began_s = time.monotonic()
-            yield self._cut(fresh[start:stop], spans[start:stop])
-            rate = n_passages / max(time.monotonic() - began_s, 1e-6)
-            self._group_passages = int(min(max(rate * COMMIT_SECONDS, FIRST_GROUP_PASSAGES), COMMIT_TEXTS))
+            yield self._start(window, fresh[start:stop], spans[start:stop])
+            if stop == len(fresh):
+                return
             start = stop
 
-    def _cut(self, group: Sequence[_Pending], spans: Sequence[Sequence[tuple[int, int] | None]]) -> list[_Pending]:
-        for item, cut in zip(group, spans, strict=True):
-            item.spans = cut
+    def _start(
+        self,
+        window: Window,
+        items: Sequence[Pending],
+        spans: Sequence[Sequence[tuple[int, int] | None]],
+    ) -> Group:
+        """Copy the vectors that are there and hand all other texts to the model, each once."""
+        fresh: dict[str, list[tuple[Pending, int]]] = {}
+        for item, cut in zip(items, spans, strict=True):
+            item.spans, item.n_missing = cut, len(cut)
             item.rows, item.vectors = [None] * len(cut), [self._store.no_vectors()] * len(cut)
-            item.n_missing = len(cut)
-        return list(group)
+            for passage in range(len(cut)):
+                text = item.text(passage)
+                waiting = self._waiting if text in self._waiting else fresh
+                waiting.setdefault(text, []).append((item, passage))
+        self._copy_twins(fresh)
+        self._waiting |= fresh
+        texts = list(fresh)
+        return Group(
+            window=window,
+            left={item.position: item for item in items},
+            texts=texts,
+            batches=self._encoder.encode_stream(texts) if texts else iter(()),
+            n_passages=sum(map(len, spans)),
+            began_s=time.monotonic(),
+        )
 
-    def _encode(self, group: Sequence[_Pending]) -> Iterator[list[_Pending]]:
-        """Yield documents as they get ready; a text that several passages share goes through the model once."""
-        waiting: dict[str, list[tuple[_Pending, int]]] = {}
-        for item in group:
-            for passage in range(len(item.spans)):
-                waiting.setdefault(item.text(passage), []).append((item, passage))
-        if not waiting:
-            return
-        yield self._copy_twins(waiting)
-        texts = list(waiting)
+    def _copy_twins(self, fresh: dict[str, list[tuple[Pending, int]]]) -> None:
+        """Take out of `fresh` the texts that the index has a vector of already."""
+        with self._watch.stage("commit"):
+            twins = list(self._store.twins(list(fresh)).items())
+            vectors = self._store.vectors(np.array([twin.slot for _, twin in twins], np.int64))
+        for (text, twin), vector in zip(twins, vectors, strict=True):
+            sharing = fresh.pop(text)
+            self._report.duplicates += len(sharing)
+            for item, passage in sharing:
+                item.put(passage, vector, twin.n_tokens, twin.n_tokens_lost)
+
+    def _finish(self) -> None:
+        """Wait for the oldest group and commit it, in parts when it takes long."""
+        group = self._running[0]
+        ready = group.take_ready()
+        self._commit_if_due(group, ready)
         try:
-            for batch in self._encoder.encode_stream(texts):
-                finished = []
-                for i, position in enumerate(batch.positions):
-                    sharing = waiting[texts[position]]
-                    n_tokens, n_lost = int(batch.n_tokens[i]), int(batch.n_tokens_lost[i])
-                    self._report.encoded += 1
-                    self._report.tokens += n_tokens
-                    self._report.duplicates += len(sharing) - 1
-                    finished += self._put(sharing, batch.vectors[i], n_tokens, n_lost)
-                yield finished
+            for batch in group.batches:
+                self._put(group, batch)
+                ready += group.take_ready()
+                self._commit_if_due(group, ready)
         except NonFiniteVectorError as error:
-            document = waiting[texts[error.position]][0][0].document
+            document = self._waiting[group.texts[error.position]][0][0].document
             msg = f"{document.place.source}:{document.place.line}: document {document.id[:80]!r}: {error}"
             raise NonFiniteVectorError(msg, error.position) from error
+        self._commit(group, ready)
+        now_s = time.monotonic()
+        rate = group.n_passages / max(now_s - max(group.began_s, self._last_finish_s), 1e-6)
+        self._last_finish_s = now_s
+        self._group_passages = int(min(max(rate * COMMIT_SECONDS, FIRST_GROUP_PASSAGES), COMMIT_TEXTS))
+        self._running.popleft()
 
-    def _copy_twins(self, waiting: dict[str, list[tuple[_Pending, int]]]) -> list[_Pending]:
-        """Take out of `waiting` the texts that the index has a vector of already; return what that makes ready."""
-        with self._watch.stage("commit"):
-            twins = list(self._store.twins(list(waiting)).items())
-            vectors = self._store.vectors(np.array([twin.slot for _, twin in twins], np.int64))
-        finished = []
-        for (text, twin), vector in zip(twins, vectors, strict=True):
-            sharing = waiting.pop(text)
-            self._report.duplicates += len(sharing)
-            finished += self._put(sharing, vector, twin.n_tokens, twin.n_tokens_lost)
-        return finished
+    def _put(self, group: Group, batch: EncodedTexts) -> None:
+        for i, position in enumerate(batch.positions):
+            sharing = self._waiting.pop(group.texts[position])
+            n_tokens, n_lost = int(batch.n_tokens[i]), int(batch.n_tokens_lost[i])
+            self._report.encoded += 1
+            self._report.tokens += n_tokens
+            self._report.duplicates += len(sharing) - 1
+            for item, passage in sharing:
+                item.put(passage, batch.vectors[i], n_tokens, n_lost)
 
-    def _put(
-        self, sharing: Sequence[tuple[_Pending, int]], vector: NDArray[np.float32], n_tokens: int, n_lost: int
-    ) -> list[_Pending]:
-        for item, passage in sharing:
-            item.put(passage, vector, n_tokens, n_lost)
-        # A document with a repeated passage stands here more than once.
-        ready = {id(item): item for item, _ in sharing if item.n_missing == 0}
-        return list(ready.values())
+    def _commit_if_due(self, group: Group, ready: list[Pending]) -> None:
+        """Commit what is ready, and empty the list, when it is much or the last commit is long ago."""
+        late = time.monotonic() - self._last_commit_s >= COMMIT_SECONDS
+        if ready and (late or sum(len(item.rows) for item in ready) >= COMMIT_TEXTS):
+            self._commit(group, ready)
+            ready.clear()
 
-    def _commit(self, changes: Changes, ready: list[_Pending]) -> None:
+    def _commit(self, group: Group, ready: list[Pending]) -> None:
         # Slots follow the order of the source, so that a tie goes to the document that stands first.
         ready.sort(key=lambda item: item.position)
+        window = group.window
+        changes, window.changes = window.changes, Changes()
         for item in ready:
             rows = [row for row in item.rows if row is not None]
             n_lost = sum(row.n_tokens_lost for row in rows)
@@ -293,6 +289,8 @@ class Ingest:
             with self._watch.stage("commit"):
                 self._store.commit(changes, np.stack(vectors) if vectors else self._store.no_vectors())
         self._last_commit_s = time.monotonic()
+        window.n_done += len(ready)
+        window.tell()
 
 
 class SeenRows:
