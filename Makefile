@@ -59,9 +59,22 @@ wheel: .venv/.dev
 	build/wheel-env/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[cpu]"
 	cd build && wheel-env/bin/index --help
 
-gpu: .venv/.dev
+# Other encoders to compare with, in an environment of their own.
+.venv/.peers: .venv/.dev
+	$(PYTHON) -m venv .venv/peers
+	.venv/peers/bin/python -m pip install --quiet --constraint constraints.txt torch transformers
+	.venv/peers/bin/python -m pip install --quiet --constraint constraints.txt sentence-transformers txtai
+	touch $@
+
+gpu: .venv/.peers
 	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/gpu.py --peer-python .venv/peers/bin/python
+
+PEERS := --python sentence-transformers=.venv/peers/bin/python --python txtai=.venv/peers/bin/python
+bench-encode: .venv/.peers
+	$(BIN)/python benchmarks/encode.py peers $(PEERS)
+	$(BIN)/python benchmarks/encode.py lengths $(PEERS)
+	$(BIN)/python benchmarks/encode.py build
 
 docs: .venv/.dev
 	$(BIN)/python docs/make_commands.py

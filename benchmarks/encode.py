@@ -4,9 +4,10 @@
     python benchmarks/encode.py lengths --python sentence-transformers=PYTHON
     python benchmarks/encode.py build [CORPUS ...]
 
-A CORPUS is a JSONL file with text and perhaps title; several joined by + are one job. Without one the jobs are cranfield +
-cisi and emotion/train of ../shared/data. A peer that needs other libraries than ours runs in the interpreter PYTHON, or
-is left out with a message. Prints a table in Markdown; `lengths` also writes encode.svg beside this file.
+A CORPUS is a JSONL file with text and perhaps title; several joined by + are one job. Without one the jobs are
+cranfield + cisi and emotion/train of ../shared/data. A peer that needs other libraries than ours runs in the interpreter
+PYTHON, or is left out with a message. Prints a table in Markdown; `lengths` also writes encode.svg beside this file.
+`make bench-encode` sets the peers up and runs all three.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ JOBS = [f"{DATA}/cranfield/corpus.jsonl+{DATA}/cisi/corpus.jsonl", f"{DATA}/emot
 LENGTHS = (8, 16, 32, 64, 128, 256)
 TOKENS_A_LENGTH = 8_192
 BASE = "sentence-transformers"
+ON_CPU = [name for name in PEERS if "float16" not in name or "bfloat16" in name]
 
 
 class Peer:
@@ -219,7 +221,7 @@ def main() -> None:
     parser.add_argument("what", choices=["peers", "lengths", "build"])
     parser.add_argument("jobs", nargs="*", default=JOBS, metavar="CORPUS")
     parser.add_argument("--python", action="append", default=[], metavar="PEER=PYTHON")
-    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--peers", nargs="+", default=ON_CPU, choices=PEERS)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--texts", type=int, default=100_000, help="at most so many of each job, evenly spaced")
     arguments = parser.parse_args()

@@ -30,12 +30,12 @@ def clsindex(model: str, pooling: str) -> Encode:
     return BulkEncoder.load(EncoderOptions(model=model, max_length=MAX_LENGTH, pooling=Pooling(pooling))).encode
 
 
-def sentence_transformers(model: str, dtype: str) -> Encode:
+def sentence_transformers(model: str, dtype: str, batch: int = BATCH) -> Encode:
     from sentence_transformers import SentenceTransformer
 
     encoder = SentenceTransformer(model, model_kwargs={"dtype": dtype})
     encoder.max_seq_length = MAX_LENGTH
-    return lambda texts: encoder.encode(texts, batch_size=BATCH, normalize_embeddings=True)
+    return lambda texts: encoder.encode(texts, batch_size=batch, normalize_embeddings=True)
 
 
 def transformers_loop(model: str) -> Encode:
@@ -85,6 +85,7 @@ PEERS: dict[str, Callable[[str], Encode]] = {
     "clsindex, mean": lambda model: clsindex(model, "mean"),
     "sentence-transformers": lambda model: sentence_transformers(model, "float32"),
     "sentence-transformers, bfloat16": lambda model: sentence_transformers(model, "bfloat16"),
+    "sentence-transformers, float16": lambda model: sentence_transformers(model, "float16", 256),
     "transformers loop": transformers_loop,
     "Dataset.map": dataset_map,
     "txtai": txtai,

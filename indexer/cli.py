@@ -36,7 +36,9 @@ IdFieldOption = Annotated[
     typer.Option(help="Field that is the id. Default: first of id, _id, doc_id; else a hash of the record."),
 ]
 ColumnsOption = Annotated[str | None, typer.Option(help="Column names a,b,c of CSV or TSV without a header.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu. Default: the first GPU, else the CPU.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cuda:1, or several: cuda:0,cuda:1; cpu. Default: every GPU, else the CPU.")
+]
 OnErrorOption = Annotated[OnError, typer.Option(help="What a record that cannot be used does to the run.")]
 MaxErrorsOption = Annotated[int | None, typer.Option(min=0, help="With --on-error skip: stop after this many.")]
 IfExistsOption = Annotated[IfExists, typer.Option(help="A record whose id is there with other content.")]
@@ -65,7 +67,9 @@ def build(
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="What the model computes in.")] = Dtype.AUTO,
     device: DeviceOption = None,
-    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward pass, with padding.")] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of one forward pass. Default: what suits the device.")
+    ] = None,
     vector_dtype: Annotated[VectorDtype | None, typer.Option(help="How vectors are stored. Default: f16.")] = None,
     text_field: TextFieldOption = None,
     id_field: IdFieldOption = None,
@@ -248,11 +252,14 @@ def _report_text(directory: Path, report: dict[str, Any]) -> str:
         if report[name]
     ]
     counts += [f"{n:,} skipped ({reason})" for reason, n in report["skipped"].items()]
-    stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total")
+    between_s = seconds["total"] - seconds["load"] - seconds["index"]
+    stages = ("read", "tokenize", "encode", "commit")
+    busy = ", ".join(f"{name} {seconds[name] / max(between_s, 1e-9):.0%}" for name in stages)
     return (
         f"{directory}: {report['documents']:,} documents, {report['bytes'] / 1e6:,.1f} MB\n"
         f"  {', '.join(counts)}\n"
-        f"  {seconds['total']:.1f} s: {stages}"
+        f"  {seconds['total']:.1f} s: load {seconds['load']:.1f}, index {seconds['index']:.1f}; "
+        f"in the {between_s:.1f} s between them busy: {busy}"
     )
 
 

@@ -164,8 +164,8 @@ def load_workers(files: ModelFiles, devices: Sequence[str], dtype: torch.dtype) 
     models = tuple(loaded[device][0] for device in devices)
     n_threads = torch.get_num_threads()
     if devices[0] == "cpu":
-        n_workers = 1 if not models[0].any_thread else max(len(devices), min(n_threads, MOST_CPU_WORKERS))
-        models = models[:1] * n_workers
+        n_workers = len(devices) if len(devices) > 1 else min(n_threads, MOST_CPU_WORKERS)
+        models = models[:1] * (n_workers if models[0].any_thread else 1)
     return Workers(models, n_threads, loaded[devices[0]][1])
 
 

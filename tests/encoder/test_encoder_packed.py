@@ -1,0 +1,167 @@
+"""The fast forward pass against the plain one, for every family, with random and with real weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from models import FAMILIES, build_model
+
+from indexer.config import Pooling
+from indexer.encoder.attention import ByLength, Texts, Varlen
+from indexer.encoder.engine import load_forward, load_model
+from indexer.encoder.models import resolve_model
+from indexer.encoder.packed import PackedModel, pack
+from indexer.encoder.plain import PlainModel
+from indexer.encoder.tokens import TextTokenizer, Tokens
+
+PACKED = ("bert", "roberta", "xlm-roberta", "distilbert", "mpnet")
+POOLINGS = (Pooling.CLS, Pooling.MEAN, Pooling.LAST)
+TEXTS = [
+    "the cat sat on the mat",
+    "card",
+    "",
+    "pressure of the boundary layer in the flow, " * 12,
+    "[PAD] is no [PAD] here [SEP]",
+    "storm and shock " * 6,
+    "the dog sat on the mat",
+]
+
+
+def longest_first(tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(-tokens.lengths, kind="stable")
+    return tokens.take(order), tokens.lengths[order]
+
+
+def both(name: Path | str, dtype: str = "float32") -> tuple[PackedModel, PlainModel, TextTokenizer]:
+    import torch
+
+    files = resolve_model(str(name), allow_download=False)
+    model = load_model(files, "cpu", torch.float32)
+    with torch.inference_mode():
+        packed, plain = pack(model, files.config, getattr(torch, dtype)), PlainModel(model, files.name)
+    assert packed is not None
+    return packed, plain, TextTokenizer.load(files)
+
+
+def vectors(model: PackedModel | PlainModel, ids: np.ndarray, lengths: np.ndarray, pooling: Pooling) -> np.ndarray:
+    import torch
+
+    with torch.inference_mode():
+        found = model(ids, lengths, pooling)
+    assert found.dtype is torch.float32
+    return found.numpy()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_families_that_are_claimed_and_no_others_run_the_fast_pass(family: str, tmp_path: Path) -> None:
+    import torch
+
+    files = resolve_model(str(build_model(tmp_path / "m", family)), allow_download=False)
+    model, _ = load_forward(files, "cpu", torch.float32)
+    assert isinstance(model, PackedModel if family in PACKED else PlainModel)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("family", PACKED)
+def test_it_equals_the_plain_pass_with_random_weights(family: str, pooling: Pooling, tmp_path: Path) -> None:
+    packed, plain, tokenizer = both(build_model(tmp_path / "m", family))
+    ids, lengths = longest_first(tokenizer.encode(TEXTS, 64))
+    assert len(np.unique(lengths)) < len(lengths), "some texts share a length"
+    expected = vectors(plain, ids, lengths, pooling)
+    assert np.ptp(expected, axis=0).max() > 0.1, "the oracle must tell texts apart"
+    np.testing.assert_allclose(vectors(packed, ids, lengths, pooling), expected, atol=1e-5)
+    assert packed.dim == plain.dim
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_it_equals_the_plain_pass_with_real_weights(pooling: Pooling, minilm: str, cranfield_texts: list[str]) -> None:
+    packed, plain, tokenizer = both(minilm)
+    fast, _, _ = both(minilm, "bfloat16")
+    ids, lengths = longest_first(tokenizer.encode([*cranfield_texts[:6], *TEXTS], 256))
+    expected = vectors(plain, ids, lengths, pooling)
+    np.testing.assert_allclose(vectors(packed, ids, lengths, pooling), expected, atol=2e-5)
+    found = vectors(fast, ids, lengths, pooling)
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    assert ((found * expected).sum(axis=1) / norms).min() >= 0.9999
+
+
+def test_mpnet_beyond_its_exact_buckets(tmp_path: Path) -> None:
+    packed, plain, tokenizer = both(build_model(tmp_path / "m", "mpnet", max_position_embeddings=402))
+    ids, lengths = longest_first(tokenizer.encode(["heat flow " * n for n in (5, 30, 90, 190)], 400))
+    for pooling in POOLINGS:
+        np.testing.assert_allclose(
+            vectors(packed, ids, lengths, pooling), vectors(plain, ids, lengths, pooling), atol=1e-5
+        )
+
+
+def test_a_model_that_lacks_a_tensor_of_its_family_runs_the_plain_pass(tiny_bert: Path) -> None:
+    import torch
+
+    files = resolve_model(str(tiny_bert), allow_download=False)
+    model = load_model(files, "cpu", torch.float32)
+    assert pack(model, files.config, torch.float32) is not None
+    assert pack(model, {**files.config, "model_type": "distilbert"}, torch.float32) is None
+    assert pack(model, {**files.config, "hidden_act": "relu"}, torch.float32) is None
+
+
+@pytest.mark.parametrize(("budget", "n"), [(1, 1), (30, 1), (49, 1), (50, 2), (59, 2), (60, 3), (1000, 4)])
+def test_texts_fit_a_budget_by_their_tokens_without_padding(budget: int, n: int, tiny_bert: Path) -> None:
+    packed, _, _ = both(tiny_bert)
+    assert packed.n_fit(np.array([30, 20, 10, 5], np.int32), budget) == n
+
+
+def kernel_in_its_place() -> Callable[..., Any]:
+    """Return what torch's kernel for CUDA does, for the CPU: an attention of its own for each text."""
+    from torch import cat
+    from torch.nn.functional import scaled_dot_product_attention
+
+    def attend(query, key, value, query_bounds, key_bounds, longest_query, longest_key):
+        found = []
+        for text in range(len(query_bounds) - 1):
+            rows = slice(int(query_bounds[text]), int(query_bounds[text + 1]))
+            tokens = slice(int(key_bounds[text]), int(key_bounds[text + 1]))
+            assert 0 < rows.stop - rows.start <= longest_query
+            assert 0 < tokens.stop - tokens.start <= longest_key
+            parts = (part.transpose(0, 1)[None] for part in (query[rows], key[tokens], value[tokens]))
+            found.append(scaled_dot_product_attention(*parts)[0].transpose(0, 1))
+        return cat([*found, query[int(query_bounds[-1]) :]])
+
+    return attend
+
+
+@pytest.mark.parametrize("only", [None, 0, -1])
+def test_attention_by_length_equals_the_kernel_for_all_lengths(only: int | None) -> None:
+    import torch
+
+    lengths = np.array([7, 4, 4, 4, 1, 1], np.int32)
+    texts = Texts.of(lengths)
+    torch.manual_seed(0)
+    keys, values = torch.randn(2, 32, 4, 8)  # rows behind the last text, too
+    queries = torch.randn(32 if only is None else len(lengths), 4, 8)
+    bounds = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    n = len(queries) if only is not None else int(lengths.sum())
+    expected = Varlen(kernel_in_its_place(), bounds, 7)(queries, keys, values, only)[:n]
+    np.testing.assert_allclose(ByLength(texts)(queries, keys, values, only)[:n], expected, atol=1e-6)
+
+
+def test_the_whole_pass_is_the_same_with_the_kernel_for_all_lengths(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    packed, plain, tokenizer = both(tiny_bert)
+    ids, lengths = longest_first(tokenizer.encode(TEXTS, 64))
+
+    def attention(_self: PackedModel, texts: Texts) -> Varlen:
+        bounds = torch.from_numpy(np.append(texts.starts, texts.lengths.sum()).astype(np.int32))
+        return Varlen(kernel_in_its_place(), bounds, int(texts.lengths.max()))
+
+    monkeypatch.setattr(PackedModel, "_attention", attention)
+    for pooling in POOLINGS:
+        np.testing.assert_allclose(
+            vectors(packed, ids, lengths, pooling), vectors(plain, ids, lengths, pooling), atol=1e-5
+        )
