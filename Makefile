@@ -1,5 +1,6 @@
 # make demo   set up, build an index of the sample corpus, run queries
 # make test   set up, run all tests
+# make bench-encode   the encoder beside its peers on the CPU;  make gpu   all that needs a GPU
 # make torture   power cuts, kills, failing system calls, a full disk: the tests of tests/torture at full size
 # All need python3 (3.11 or later) and make; everything is installed into .venv.
 
@@ -10,7 +11,7 @@ DEMO := demo.index
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test torture check docs format gpu wheel clean
+.PHONY: demo test torture check docs format gpu bench-encode wheel clean
 
 .venv/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "python3 must be 3.11 or later"; exit 1; }

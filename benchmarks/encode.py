@@ -5,8 +5,8 @@
     python benchmarks/encode.py build [CORPUS ...]
 
 A CORPUS is a JSONL file with text and perhaps title; several joined by + are one job. Without one the jobs are
-cranfield + cisi and emotion/train of ../shared/data. A peer that needs other libraries than ours runs in the interpreter
-PYTHON, or is left out with a message. Prints a table in Markdown; `lengths` also writes encode.svg beside this file.
+cranfield + cisi and emotion/train of ../shared/data. A peer that needs other libraries than ours runs in the
+interpreter PYTHON, or is left out with a message. Prints a table in Markdown; `lengths` also draws encode.svg.
 `make bench-encode` sets the peers up and runs all three.
 """
 

@@ -4,9 +4,9 @@
 
 Prints one JSON object: the card and its matrix rate; the encoder alone for four shapes with random weights, at several
 budgets of tokens; the ratio to sentence-transformers (in the interpreter PYTHON) on texts of mixed lengths at the same
-precision; the share of the encoder's rate that `index build` keeps, with its busiest stage; the smallest cosine to float32
-on the CPU. Exits with code 1 without a GPU, or when that cosine is below 0.999. --stand-in runs all of it on the CPU with
-few texts, to show that it runs; its figures mean nothing.
+precision; the share of the encoder's rate that `index build` keeps, with its busiest stage; the smallest cosine to
+float32 on the CPU. Exits with code 1 without a GPU, or when that cosine is below 0.999. --stand-in runs all of it on
+the CPU with few texts, to show that it runs; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def least_cosine(bench: Bench) -> float:
     from indexer.config import Dtype, EncoderOptions, Pooling
     from indexer.encoder.bulk import BulkEncoder
 
-    texts = mixed_texts(256)
+    texts = mixed_texts(min(bench.n_texts, 256))
     cosines = []
     for pooling in (Pooling.CLS, Pooling.MEAN):
         found = []
@@ -227,7 +227,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.stand_in:
         small = Shape(2, 64, 2, 0)
-        bench = Bench("cpu", "bfloat16", {"stand-in": small}, (1_024, 2_048), 64, 256)
+        bench = Bench("cpu", "bfloat16", {"stand-in": small}, (1_024, 2_048), 16, 256)
     elif torch.cuda.is_available():
         bench = Bench("cuda", "float16", SHAPES, BUDGETS, 100_000, 8_192)
     else:
