@@ -17,6 +17,8 @@ from indexer.files import DATABASE, mend, open_regular, read_error
 from indexer.schema import APPLICATION_ID, FORMAT_VERSION, strangers
 
 BUSY_TIMEOUT_S = 10.0
+# A commit keeps readers out for as long as the disk takes; only that of a compaction is large.
+READER_TIMEOUT_S = 60.0
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _LONGEST_VALUE_BYTES = 1 << 28
 _LONGEST_SETTING = 1 << 20
@@ -192,7 +194,7 @@ def _uri(path: Path, mode: str) -> str:
 
 def _checked_reader(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
-        _uri(path, "ro"), uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        _uri(path, "ro"), uri=True, timeout=READER_TIMEOUT_S, isolation_level=None, check_same_thread=False
     )
     _set_limits(connection)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from indexer.config import VectorDtype
 from indexer.database import CommitError, Meta, check_format, connect_writer, transaction, translated
 from indexer.documents import Document
 from indexer.errors import IndexCorruptError, IndexerError, StorageError
-from indexer.files import DATABASE, discard, is_own_name, mend, sync_directory
+from indexer.files import DATABASE, discard, is_own_name, mend, open_regular, storage_errors, sync_directory
 from indexer.generations import GenerationRow
 from indexer.holdings import Holdings
 from indexer.metadata import MetadataTable
@@ -289,12 +290,23 @@ class Store(Holdings):
             sql.execute("DELETE FROM generations")
             sql.execute("UPDATE meta SET value = ? WHERE key = 'vector_file'", (name,))
             sql.execute("UPDATE meta SET value = ? WHERE key = 'n_rows'", (n_rows,))
+            self._sync_journal()
         if self._vectors is not None:
             self._vectors.close()
             self._vectors = VectorWriter(self.directory, name, self.layout)
         self.vector_file, self.n_rows = name, n_rows
         for each in old:
             discard(self.directory / each)
+
+    def _sync_journal(self) -> None:
+        """Sync the journal of a large transaction before COMMIT does, which keeps readers out meanwhile."""
+        journal = self._path.with_name(f"{DATABASE}-journal")
+        with storage_errors(journal):
+            descriptor = open_regular(journal, os.O_RDWR)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def give_back_pages(self, step: int) -> None:
         """Cut the free pages off the database, `step` pages in a transaction, so that readers come in between."""
