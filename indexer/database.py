@@ -130,7 +130,7 @@ def _set_limits(connection: sqlite3.Connection) -> None:
 
 def roll_back_journal(path: Path, error: sqlite3.Error) -> bool:
     """Let SQLite roll back a commit that was cut off, if that is what a reader's error means; tell whether it is."""
-    if error.sqlite_errorcode not in (sqlite3.SQLITE_READONLY_ROLLBACK, sqlite3.SQLITE_CANTOPEN):
+    if getattr(error, "sqlite_errorcode", None) not in (sqlite3.SQLITE_READONLY_ROLLBACK, sqlite3.SQLITE_CANTOPEN):
         return False
     with translated(path), closing(sqlite3.connect(_uri(path, "rw"), uri=True, timeout=BUSY_TIMEOUT_S)) as recovering:
         recovering.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -250,7 +250,8 @@ def translated(path: Path) -> Iterator[None]:
 
 
 def _translate(path: Path, error: sqlite3.Error) -> IndexerError:
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+    # Python's own complaint about bytes in a text has no code.
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED or "Could not decode to UTF-8" in str(error):
         return IndexCorruptError(f"{path} is damaged ({error}); {mend(path.parent)}")
     return StorageError(f"{path}: {error}; what was committed before stands")
 

@@ -19,6 +19,8 @@ SETTINGS = [
 VALUES = [
     "UPDATE documents SET metadata = '{\"n\": '",
     "UPDATE documents SET metadata = x'ff'",
+    "UPDATE documents SET text = CAST(x'ff' AS TEXT) WHERE id = 'd3'",
+    "UPDATE meta SET value = CAST(x'ff' AS TEXT) WHERE key = 'created_at'",
     "UPDATE meta SET value = 'many' WHERE key = 'n_rows'",
     "UPDATE meta SET value = -1 WHERE key = 'n_rows'",
     "UPDATE meta SET value = 0 WHERE key = 'dim'",
@@ -58,3 +60,13 @@ def test_a_damaged_value_is_found_and_a_query_says_so_in_one_line(statement: str
     with pytest.raises(IndexCorruptError, match=r"damaged|settings") as caught, searching(index) as searcher:
         searcher.search("text number 3", 9)
     assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_schema_is_a_line_of_ours(index: Path) -> None:
+    path = index / "index.db"
+    data = path.read_bytes()
+    assert data.count(b"(first_slot INTEGER") == 1
+    path.write_bytes(data.replace(b"(first_slot INTEGER", b"(first_slo\xf4 INTEGER"))
+    assert len(verify_index(index, deep=True)) == 1
+    with pytest.raises(IndexCorruptError, match="damaged"), searching(index):
+        pass
