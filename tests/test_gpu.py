@@ -6,14 +6,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from models import build_model
 
 from indexer import build_index
 from indexer.config import Dtype, EncoderOptions, Pooling
 from indexer.encoder.bulk import BulkEncoder
+from indexer.encoder.engine import load_model
+from indexer.encoder.models import resolve_model
+from indexer.encoder.plain import PlainModel
 from search import Searcher
 
 pytestmark = pytest.mark.gpu
@@ -41,6 +48,65 @@ def test_16_bit_vectors_agree_with_float32_on_the_cpu(
     plain = BulkEncoder.load(EncoderOptions(model=minilm, device="cpu", dtype=Dtype.FLOAT32, pooling=pooling))
     cosines = np.einsum("ij,ij->i", fast, plain.encode(texts))
     assert cosines.min() >= 0.999
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "distilbert", "mpnet"])
+@pytest.mark.parametrize("pooling", [Pooling.CLS, Pooling.MEAN, Pooling.LAST])
+def test_the_fast_pass_in_16_bits_agrees_with_the_plain_one_in_float32(
+    family: str, pooling: Pooling, device: str, dtype: Dtype, tmp_path: Path
+) -> None:
+    directory = str(build_model(tmp_path / "m", family))
+    options = EncoderOptions(model=directory, device=device, dtype=dtype, pooling=pooling, batch_tokens=300)
+    fast = BulkEncoder.load(options)
+    files = resolve_model(directory, allow_download=False)
+    plain = PlainModel(load_model(files, "cpu", torch_float32()), files.name)
+    texts = ["the cat sat on the mat " * n for n in (1, 1, 2, 5, 8)] + ["card", "", "[PAD] is no padding"]
+    tokens = fast._tokenize(texts)
+    order = np.argsort(-tokens.lengths, kind="stable")
+    expected = plain(tokens.take(order), tokens.lengths[order], pooling).detach().numpy()
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.einsum("ij,ij->i", fast.encode(texts)[order], expected).min() >= 0.995
+
+
+def torch_float32() -> Any:
+    import torch
+
+    return torch.float32
+
+
+def test_a_neighbour_on_the_device_changes_a_vector_by_less_than_a_thousandth(
+    minilm: str, cranfield_texts: list[str], device: str, dtype: Dtype
+) -> None:
+    texts = [cranfield_texts[0], "the cat sat on the mat", *(text[:300] for text in cranfield_texts[1:12])]
+    encoder = BulkEncoder.load(EncoderOptions(model=minilm, device=device, dtype=dtype))
+    alone = np.concatenate([encoder.encode([text]) for text in texts])
+    np.testing.assert_allclose(encoder.encode(texts), alone, atol=1e-3)
+
+
+def test_two_workers_on_the_device_give_what_one_gives(
+    minilm: str, cranfield_texts: list[str], device: str, dtype: Dtype
+) -> None:
+    found = []
+    for devices in (device, f"{device},{device}"):
+        options = EncoderOptions(model=minilm, device=devices, dtype=dtype, batch_tokens=1_000)
+        encoder = BulkEncoder.load(options)
+        found.append(encoder.encode(cranfield_texts[:24]))
+        assert encoder.seconds["encode"] > 0
+        encoder.close()
+    np.testing.assert_allclose(*found, atol=1e-3)
+
+
+def test_the_benchmark_of_the_gpu_runs_on_the_stand_in(minilm: str) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--stand-in"], capture_output=True, text=True, check=True, cwd=script.parent
+    )
+    result = json.loads(done.stdout)
+    assert result["smallest_cosine_to_cpu_float32"] >= 0.999
+    assert result["encoder_alone"]["stand-in"]["best"] > 0
+    for figures in result["end_to_end"].values():
+        assert figures["limiting_stage"] in figures["busy"]
+        assert figures["build_share_of_encoder"] > 0
 
 
 def test_an_index_built_on_the_device_answers_like_one_built_on_the_cpu(

@@ -181,7 +181,9 @@ class PackedModel:
         import torch
 
         tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
 def pack(model: Transformer, config: Mapping[str, Any], dtype: torch.dtype) -> PackedModel | None:

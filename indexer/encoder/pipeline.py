@@ -96,7 +96,8 @@ class Pipeline:
         for model in models:
             self._idle.put(model)
         self._tokenizing = ThreadPoolExecutor(1, "tokenize")
-        self._encoding = ThreadPoolExecutor(len(models), "encode", self._share_threads)
+        share = max(n_threads // len(models), 1)
+        self._encoding = ThreadPoolExecutor(len(models), "encode", _set_torch_threads, (share,))
 
     def start(self, texts: Sequence[str], pooling: Pooling, *, normalize: bool = True) -> Iterator[EncodedBatch]:
         """Begin to encode texts at once; what was started before comes first.
@@ -119,12 +120,6 @@ class Pipeline:
         self._tokenizing.shutdown(cancel_futures=True)
         self._encoding.shutdown(cancel_futures=True)
         torch.set_num_threads(self._n_threads)
-
-    def _share_threads(self) -> None:
-        """Give a worker its share of the cores: torch counts threads for each thread that calls it."""
-        import torch
-
-        torch.set_num_threads(max(self._n_threads // len(self._models), 1))
 
     def _plan(self, texts: Sequence[str], pooling: Pooling, normalize: bool) -> tuple[Tokens, list[_Batch]]:
         """Tokenise, sort by length, cut into batches and hand these to the workers."""
@@ -166,7 +161,7 @@ class Pipeline:
         try:
             if model.device.type != "cuda":
                 started = perf_counter()
-                vectors = self._vectors(model, tokens, rows, pooling, normalize)
+                vectors = self._vectors(model, tokens, rows, pooling, normalize).cpu()
                 self._count("encode", (perf_counter() - started) / len(self._models))
                 return Landing(vectors)
             with torch.cuda.device(model.device):
@@ -225,3 +220,10 @@ class Pipeline:
     def _count(self, stage: str, seconds: float) -> None:
         with self._lock:
             self.seconds[stage] += seconds
+
+
+def _set_torch_threads(n: int) -> None:
+    """Give a worker its share of the cores: torch counts for the thread that calls, and for those that start later."""
+    import torch
+
+    torch.set_num_threads(n)
