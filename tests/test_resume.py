@@ -156,9 +156,10 @@ def test_a_source_that_fails_at_any_record_loses_nothing_that_was_committed(
     first, second = FakeEncoder(), FakeEncoder()
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, breaks(), encoder=first)
-    assert sql(tmp_path, "SELECT count(*) FROM documents") == [(n // COMMIT_TEXTS * COMMIT_TEXTS,)]
+    # The window that the model was at work on when the next one was read is not committed.
+    assert sql(tmp_path, "SELECT count(*) FROM documents") == [(max(n // COMMIT_TEXTS - 1, 0) * COMMIT_TEXTS,)]
     build(tmp_path, source, encoder=second)
-    assert len(first.texts) + len(second.texts) == N_TEXTS
+    assert N_TEXTS <= len(first.texts) + len(second.texts) <= N_TEXTS + COMMIT_TEXTS
     check_sound(tmp_path, undisturbed)
 
 
