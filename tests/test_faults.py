@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from fakes import FakeEncoder
 from indexes import Oracle, build, records, searching, sql
 
 import indexer.lock
@@ -27,6 +28,7 @@ from indexer.errors import StorageError
 from indexer.files import network_file_system
 from indexer.store import Store
 from indexer.verify import verify_index
+from search import Searcher
 from search.cli import main
 
 
@@ -173,7 +175,7 @@ def test_readers_in_threads_see_whole_snapshots_while_another_process_writes(
     waits: list[float] = []
 
     def read() -> None:
-        with searching(tmp_path / "busy") as searcher:
+        with Searcher.open(tmp_path / "busy") as searcher:
             while writer.poll() is None:
                 began_s = time.monotonic()
                 searcher.refresh()
@@ -187,10 +189,11 @@ def test_readers_in_threads_see_whole_snapshots_while_another_process_writes(
                     wrong.append("a hit that is not its document")
 
     threads = [threading.Thread(target=read) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with patch("search.searcher.open_query_encoder", lambda *_, **__: FakeEncoder()):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert writer.wait() == 0
     assert wrong == []
     assert len(waits) > 10
