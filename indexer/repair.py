@@ -74,8 +74,14 @@ def repair_index(
         except (IndexCorruptError, StorageError) as error:
             report.left.append(str(error))
         report.left += verify_index(directory, deep=True)
-    report.left = list(dict.fromkeys(line.replace(f"; {mend(directory)}", "") for line in report.left))
+    report.mended, report.left = _without_advice(report.mended, directory), _without_advice(report.left, directory)
     return report
+
+
+def _without_advice(lines: list[str], directory: Path) -> list[str]:
+    """Leave out the advice to run this very command, and lines that another one says more about."""
+    said = list(dict.fromkeys(line.replace(f"; {mend(directory)}", "") for line in lines))
+    return [line for line in said if not any(other != line and other.startswith(line) for other in said)]
 
 
 def _load_bulk(options: EncoderOptions, *, contract: Contract | None) -> TextEncoder:

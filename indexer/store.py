@@ -313,7 +313,8 @@ class Store(Holdings):
         with translated(self._path):
             free = self._sql.execute("PRAGMA freelist_count").fetchone()[0]
             while free:
-                self._sql.execute(f"PRAGMA incremental_vacuum({step:d})").fetchall()
+                # `execute` would take one step of a statement without columns, and so free one page.
+                self._sql.executescript(f"PRAGMA incremental_vacuum({step:d})")
                 before, free = free, self._sql.execute("PRAGMA freelist_count").fetchone()[0]
                 if free >= before:
                     return

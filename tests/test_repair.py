@@ -129,6 +129,7 @@ def test_damaged_vectors_are_named_and_encoded_again_only_when_told_to(at: int, 
     encoder = FakeEncoder()
     report = repair(index, encoder=encoder)
     assert report.mended == []
+    assert len(report.left) == 1
     assert "passages have lost their vector; index repair" in report.left[0]
     assert "--encode-damaged" in report.left[0]
     assert encoder.texts == []
@@ -137,6 +138,7 @@ def test_damaged_vectors_are_named_and_encoded_again_only_when_told_to(at: int, 
     assert report.left == []
     assert len(encoder.texts) == (19 if at == 4096 else 9)
     assert len(report.mended) == 2  # the FAISS file belonged to the old vectors
+    assert not any("index repair" in line for line in report.mended)
     check(index)
 
 
