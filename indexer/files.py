@@ -118,8 +118,8 @@ def discard(path: Path) -> None:
 def make_directory(directory: Path) -> None:
     """Make a directory and those above it that are missing, each durable with its name; it may exist already.
 
-    Without the name a power cut takes all that was committed in it. The parent is also synced when the directory exists:
-    the build that made it may have been killed before it could.
+    Without the name a power cut takes all that was committed in it. The parent is synced even when the directory is
+    there: the build that made it may have been killed before it could.
     """
     parent = directory.absolute().parent
     if not parent.is_dir():

@@ -81,14 +81,14 @@ def test_a_new_directory_is_durable_with_its_name_and_those_above_it(
     made = [tmp_path / "a", tmp_path / "a" / "b", path]
     for each in made[:there]:
         each.mkdir()
-    synced: list[str] = []
+    synced: list[Path] = []
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
     make_directory(path)
     assert path.is_dir()
-    assert synced == [str(each.parent) for each in made[min(there, 2) :]]
+    assert synced == [each.parent for each in made[min(there, 2) :]]
