@@ -283,7 +283,8 @@ class _Run:
             on_reject=self._on_reject if skips else None,
         )
         self._on_reject_or_none = self._on_reject if skips else None
-        (store.directory / REJECTS).unlink(missing_ok=True)
+        with storage_errors(store.directory / REJECTS):
+            (store.directory / REJECTS).unlink(missing_ok=True)
 
     def read_all(self, sources: Sequence[Source]) -> None:
         """Read the sources to their end; the index is marked incomplete until then."""

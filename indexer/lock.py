@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from indexer.errors import IndexCorruptError, IndexLockedError
@@ -38,8 +38,9 @@ def writer_lock(directory: Path) -> Iterator[None]:
             raise IndexCorruptError(msg)
         _take(descriptor, directory)
         name = f"process {os.getpid()} on {socket.gethostname()}\n".encode()
-        os.pwrite(descriptor, name, 0)
-        os.ftruncate(descriptor, len(name))  # what a killed holder left may be longer
+        with storage_errors(path):
+            os.pwrite(descriptor, name, 0)
+            os.ftruncate(descriptor, len(name))  # what a killed holder left may be longer
         if kind := network_file_system(directory):
             logger.warning(
                 "%s lies on a network file system (%s): never write it from two machines, and keep backups",
@@ -49,7 +50,8 @@ def writer_lock(directory: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            os.ftruncate(descriptor, 0)
+            with suppress(OSError):  # the lock goes with the descriptor
+                os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 
