@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from workloads import WORKLOADS
 
-N_POINTS, N_POINTS_TORTURE = 54, 1_000
+N_POINTS, N_POINTS_TORTURE = 54, 700
 N_MODES = 6
 SEED = 20_261_124
 HERE = Path(__file__).parent
