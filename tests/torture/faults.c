@@ -1,7 +1,8 @@
 /* Disturbs one call of a process that changes files below a directory; loaded with LD_PRELOAD.
  *
- * torture_arm(root, nth, mode, count): from now on the calls that change something below `root` are counted in *count;
- * the nth, from 1, is disturbed. Each is one that libc makes for the program, SQLite and FAISS alike.
+ * torture_arm(root, nth, mode, count): from now on the calls that change something below `root` are counted in count[0],
+ * those of them that go to an open file in count[1] too; the nth, from 1, is disturbed. Each is one that libc makes for
+ * the program, SQLite and FAISS alike.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -36,7 +37,7 @@ static int below(const char *path) {
     return strncmp(path, root, root_length) == 0 && (path[root_length] == 0 || path[root_length] == '/');
 }
 
-static int is_ours(int descriptor) {
+static int is_open_below(int descriptor) {
     char link[64], path[PATH_MAX];
     int saved = errno;
     if (!count) return 0;
@@ -48,9 +49,15 @@ static int is_ours(int descriptor) {
     return below(path);
 }
 
+static int is_ours(int descriptor) {
+    int ours = is_open_below(descriptor);
+    if (ours) ++count[1];
+    return ours;
+}
+
 static int is_ours_at(int directory, const char *path) {
     if (!count) return 0;
-    return path[0] == '/' ? below(path) : directory != AT_FDCWD && is_ours(directory);
+    return path[0] == '/' ? below(path) : directory != AT_FDCWD && is_open_below(directory);
 }
 
 /* What becomes of a call: 0 it runs; 1 half of it runs, then the process dies; 2 half of it runs; -1 it fails. */

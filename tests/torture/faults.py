@@ -45,15 +45,23 @@ class Mode(IntEnum):
 
 
 class Shared:
-    """Two numbers that a fork leaves behind: the calls it made, and the states that it told to be committed."""
+    """What a fork leaves behind: the calls it made, those to open files, and the states that it told of."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, mmap.PAGESIZE)
-        self.values = (ctypes.c_int * 2).from_buffer(self._memory)
+        self.values = (ctypes.c_int * 3).from_buffer(self._memory)
 
     def clear(self) -> None:
-        """Set both to 0."""
-        self.values[0] = self.values[1] = 0
+        """Set all to 0."""
+        self.values[:] = [0, 0, 0]
+
+
+def armed_by_library() -> Any:
+    """Return the function torture_arm of faults.c, which is in LD_PRELOAD."""
+    arm = ctypes.CDLL(None).torture_arm
+    arm.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+    arm.restype = None
+    return arm
 
 
 def run_commands(workload: Workload, root: Path, tell: Callable[[int], None]) -> int:
@@ -95,7 +103,7 @@ def run_disturbed(workload: Workload, root: Path, errors: Path, shared: Shared, 
             os.dup2(descriptor, 2)
 
             def tell(n: int) -> None:
-                shared.values[1] = n
+                shared.values[2] = n
 
             arm()
             code = run_commands(workload, root, tell)
@@ -128,7 +136,8 @@ def judge(
         write_tree(root, base)
         counter = ctypes.addressof(shared.values)
         status = run_disturbed(workload, root, errors, shared, lambda: arm(os.fsencode(root), nth, mode, counter))
-        n_calls, acknowledged, said = shared.values[0], shared.values[1], errors.read_text()
+        n_calls, _, acknowledged = shared.values
+        said = errors.read_text()
         if mode in (Mode.KILL, Mode.KILL_HALFWAY) and n_calls >= nth > 0:
             wrong = "" if os.WIFSIGNALED(status) else f"not killed: {said[-300:]!r}"
         else:
@@ -167,9 +176,7 @@ def main(job: dict[str, Any]) -> None:
     """Disturb all workloads and print what came of each as JSON."""
     prepare_worker()
     gc.freeze()  # a fork then copies less
-    arm = ctypes.CDLL(None).torture_arm
-    arm.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
-    arm.restype = None
+    arm = armed_by_library()
     with small_commits():
         print(json.dumps({name: disturb(workload, job, Shared(), arm) for name, workload in WORKLOADS.items()}))
 

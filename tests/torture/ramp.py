@@ -38,7 +38,7 @@ def step(workload: Workload, base: Image, small: Path, errors: Path, shared: Sha
     write_tree(root, base)
     leave_free(small, n_pages)
     status = run_disturbed(workload, root, errors, shared, lambda: None)
-    acknowledged, said = shared.values[1], errors.read_text()
+    acknowledged, said = shared.values[2], errors.read_text()
     wrong = said_well(status, said)
     if status != 0 and "full" not in said and "No space left" not in said:
         wrong = f"it does not say that the disk is full: {said[-300:]!r}"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from disk import ROOT, Ack, Disk, Image, Names, Resize, Step, Sync, Write, kept, read_tree
+from workloads import WORKLOADS, small_commits
 
 _KNOWN = (
     *("open", "openat", "creat", "close", "dup", "dup2", "dup3", "fcntl", "lseek"),
@@ -32,22 +35,37 @@ class _Open:
     appends: bool = False
 
 
-def record(
-    command: Sequence[str], root: Path, log: Path, environment: dict[str, str], *, may_fail: bool = False
-) -> list[Step]:
-    """Run a command under strace and return what it did below `root`.
+@dataclass(frozen=True)
+class Recording:
+    """What stood below the root before, what the program did there, and what it said on stderr."""
 
-    The command tells that n states are committed by writing the line `ack n` to its stdout. With `may_fail` it may end
-    with an error; what it did until then counts.
+    root: Path
+    base: Image
+    steps: list[Step]
+    said: str
+
+
+def record(workload: str, memory: Path, *, mutant: str = "", library: Path | None = None) -> Recording:
+    """Run a workload under strace in a process of its own, in a directory below `memory`.
+
+    A mutant may end with an error; what it did until then counts. `library` is faults.c; it then counts beside strace.
     """
+    root, log, here = memory / "root", memory / "log", Path(__file__).parent
+    root.mkdir()
+    with small_commits():
+        WORKLOADS[workload].prepare(root)
+    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}:{here.parents[1]}", "OMP_NUM_THREADS": "1"}
+    if library is not None:
+        environment["LD_PRELOAD"] = str(library)
+    command = [sys.executable, str(here / "program.py"), workload, str(root), mutant]
     base = read_tree(root)
     names = ",".join((*_KNOWN, *_UNKNOWN))
     strace = ["strace", "-f", "-xx", "--seccomp-bpf", "-s", str(1 << 26), "-e", f"trace={names}", "-o", str(log)]
     done = subprocess.run([*strace, *command], capture_output=True, text=True, env=environment)
-    if done.returncode != 0 and not may_fail:
+    if done.returncode != 0 and not mutant:
         raise RuntimeError(f"the recorded program failed: {done.stderr[-2000:]}")
     with log.open(encoding="ascii") as lines:
-        return list(_Reader(root, base).steps(lines))
+        return Recording(root, base, list(_Reader(root, base).steps(lines)), done.stderr)
 
 
 def _calls(lines: Iterator[str]) -> Iterator[tuple[str, str, int]]:

@@ -36,7 +36,7 @@ def test_a_commit_on_a_full_disk_is_whole_or_not_there(
         [*namespace, sys.executable, str(HERE / "ramp.py"), json.dumps(job)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}:{HERE.parents[1]}", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     reply = json.loads(done.stdout.splitlines()[-1])

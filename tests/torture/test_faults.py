@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from disk import Resize, Sync, Write
+from recording import record
 from workloads import WORKLOADS
 
 N_POINTS, N_POINTS_TORTURE = 54, 700
@@ -30,6 +32,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize("workload", ["create", "compact"])
+def test_the_library_sees_each_call_that_strace_sees(workload: str, library: Path, memory: Path) -> None:
+    recording = record(workload, memory, library=library)
+    n_seen = sum(isinstance(step, (Write, Resize, Sync)) for step in recording.steps)
+    assert int(recording.said) == n_seen > 50
+
+
 def test_no_call_that_is_killed_or_fails_loses_a_commit(
     library: Path, memory: Path, torture: bool, figures: list[str]
 ) -> None:
@@ -38,7 +48,7 @@ def test_no_call_that_is_killed_or_fails_loses_a_commit(
     job = {"memory": str(memory), "seed": SEED, "n": n, "shares": shares}
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{HERE}:{HERE.parent}",
+        "PYTHONPATH": f"{HERE}:{HERE.parent}:{HERE.parents[1]}",
         "OMP_NUM_THREADS": "1",
         "LD_PRELOAD": str(library),
     }

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import re
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -16,28 +15,15 @@ from disk import Image, Step, final, images, read_tree
 from inspection import Find, judge
 from mutants import MUTANTS
 from recording import record
-from workloads import WORKLOADS, small_commits
+from workloads import WORKLOADS
 
 N_IMAGES, N_IMAGES_TORTURE = 350, 3_500
 N_IMAGES_MUTANT = 3_000
 MUTANTS_ALWAYS = ("vectors not synced", "TRUNCATE with NORMAL")
 BATCH = 128
 SEED = 20_261_124
-HERE = Path(__file__).parent
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-
-
-def recorded(workload: str, memory: Path, mutant: str = "") -> tuple[Image, list[Step], Path]:
-    """Run a workload in a process of its own, and return what stood before, what it did, and where."""
-    root = memory / "root"
-    root.mkdir()
-    with small_commits():
-        WORKLOADS[workload].prepare(root)
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}", "OMP_NUM_THREADS": "1"}
-    base = read_tree(root)
-    program = [sys.executable, str(HERE / "program.py"), workload, str(root), mutant]
-    return base, record(program, root, memory / "log", environment, may_fail=bool(mutant)), root
 
 
 def finds(workload: str, base: Image, steps: list[Step], workers: Pool, n: int) -> Iterator[Find]:
@@ -56,8 +42,9 @@ def finds(workload: str, base: Image, steps: list[Step], workers: Pool, n: int) 
 def test_no_power_cut_loses_an_acknowledged_commit(
     workload: str, memory: Path, workers: Pool, torture: bool, figures: list[str]
 ) -> None:
-    base, steps, root = recorded(workload, memory)
-    assert final(base, steps) == read_tree(root), "the recording is not all that the program did"
+    recording = record(workload, memory)
+    base, steps = recording.base, recording.steps
+    assert final(base, steps) == read_tree(recording.root), "the recording is not all that the program did"
     n, start_s = N_IMAGES_TORTURE if torture else N_IMAGES, time.monotonic()
     found = list(finds(workload, base, steps, workers, n))
     rate = len(found) / (time.monotonic() - start_s)
@@ -75,10 +62,16 @@ def test_a_broken_protocol_is_caught(
     if not torture and mutant not in MUTANTS_ALWAYS:
         pytest.skip("part of make torture")
     workload = MUTANTS[mutant].workload
-    base, steps, _ = recorded(workload, memory, mutant)
-    steps = MUTANTS[mutant].recorded(base, steps)
-    for n, find in enumerate(finds(workload, base, steps, workers, N_IMAGES_MUTANT), 1):
+    recording = record(workload, memory, mutant=mutant)
+    steps = MUTANTS[mutant].recorded(recording.base, recording.steps)
+    for n, find in enumerate(finds(workload, recording.base, steps, workers, N_IMAGES_MUTANT), 1):
         if find.violation:
             figures.append(f"mutant {mutant!r}: caught by image {n}: {find.violation[:120]}")
             return
     pytest.fail(f"{mutant!r} passes for sound")
+
+
+def test_the_page_names_every_broken_protocol() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text(encoding="utf-8")
+    assert set(MUTANTS) == set(re.findall(r"`([^`]+)`", page)) & set(MUTANTS)
+    assert f"{len(MUTANTS)} of {len(MUTANTS)}" in page
