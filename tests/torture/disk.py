@@ -244,7 +244,7 @@ def _after(disk: Disk, manner: int, rng: Random) -> Image:
     return _mixture(disk, rng)
 
 
-def images(base: Image, steps: Sequence[Step], seed: int, *, passes: int = 400) -> Iterator[tuple[int, int, Image]]:
+def images(base: Image, steps: Sequence[Step], seed: int, *, passes: int = 2_000) -> Iterator[tuple[int, int, Image]]:
     """Yield what power cuts leave, no image twice: (states acknowledged, step of the cut, image).
 
     The power fails after each step of the recording in turn, then again with other losses, pass by pass.
