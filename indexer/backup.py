@@ -17,6 +17,7 @@ from indexer.files import (
     DATABASE,
     discard,
     is_own_name,
+    make_directory,
     mend,
     new_name,
     open_regular,
@@ -78,7 +79,6 @@ def backup_index(directory: Path, target: Path) -> BackupReport:
         sync_directory(target)
         temporary.rename(target / DATABASE)
         sync_directory(target)
-        sync_directory(target.absolute().parent)
     if problems := verify_index(target, deep=True, generations=False):
         msg = (
             f"the copy at {target} is not sound: {problems[0]}; do not rely on it, run: index verify {directory} --deep"
@@ -104,7 +104,7 @@ def _make_empty(target: Path) -> None:
         elif target.exists():
             msg = f"{target} is a file; give a directory that is new or empty"
             raise UsageError(msg)
-        target.mkdir(parents=True, exist_ok=True)
+        make_directory(target)
 
 
 def _copy_files(directory: Path, target: Path, temporary: Path) -> Snapshot:

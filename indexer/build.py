@@ -22,7 +22,7 @@ from indexer.corpus import Source, check_sources, read_corpus, source_name
 from indexer.documents import Document, Place
 from indexer.encoder.contract import CANARY_TEXTS, Contract
 from indexer.errors import ContractError, CorpusError, EncoderError, IndexNotFoundError, UsageError
-from indexer.files import DATABASE, LOCK, is_own_name, storage_errors
+from indexer.files import DATABASE, LOCK, is_own_name, make_directory, storage_errors
 from indexer.ingest import COMMIT_SECONDS, COMMIT_TEXTS, Ingest, TextEncoder
 from indexer.lock import writer_lock
 from indexer.progress import BuildReport, OnProgress, Phase, Progress, Stopwatch
@@ -95,8 +95,9 @@ def run_build(
         encoder = (load_encoder or _load_bulk)(options.encoder, contract=recorded.contract if recorded else None)
     report.warnings += encoder.warnings
     tell(Progress(phase=Phase.ENCODE, warnings=tuple(encoder.warnings)))
-    with storage_errors(directory):
-        directory.mkdir(parents=True, exist_ok=True)
+    if recorded is None:
+        with storage_errors(directory):
+            make_directory(directory)
     with (
         closing(encoder),
         writer_lock(directory),
@@ -282,7 +283,8 @@ class _Run:
             on_reject=self._on_reject if skips else None,
         )
         self._on_reject_or_none = self._on_reject if skips else None
-        (store.directory / REJECTS).unlink(missing_ok=True)
+        with storage_errors(store.directory / REJECTS):
+            (store.directory / REJECTS).unlink(missing_ok=True)
 
     def read_all(self, sources: Sequence[Source]) -> None:
         """Read the sources to their end; the index is marked incomplete until then."""

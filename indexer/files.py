@@ -9,7 +9,7 @@ import re
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from indexer.errors import IndexCorruptError, StorageError
@@ -113,6 +113,20 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         logger.warning("%s cannot be removed: %s", path, error.strerror)
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory and those above it that are missing, each durable with its name; it may exist already.
+
+    Without the name a power cut takes all that was committed in it. The parent is synced even when the directory is
+    there: the build that made it may have been killed before it could.
+    """
+    parent = directory.absolute().parent
+    if not parent.is_dir():
+        make_directory(parent)
+    directory.mkdir(exist_ok=True)
+    with suppress(PermissionError):  # who may write below it need not be allowed to list it
+        sync_directory(parent)
 
 
 def storage_error(path: Path, error: OSError) -> StorageError:

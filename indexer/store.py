@@ -116,13 +116,15 @@ class Store(Holdings):
         Raises:
             IndexCorruptError: committed rows are missing.
             IndexFormatError: the format is newer than this version.
+            StorageError: the file system refused.
         """
         path = directory / DATABASE
         connection = connect_writer(path)
         try:
             with translated(path):
                 check_format(connection, path)
-            return cls(directory, connection, without_vectors=without_vectors)
+            with storage_errors(directory):
+                return cls(directory, connection, without_vectors=without_vectors)
         except BaseException:
             connection.close()
             raise

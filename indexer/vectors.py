@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from indexer.config import VectorDtype
 from indexer.errors import IndexCorruptError, StorageError
 from indexer.files import (
+    discard,
     mend,
     new_name,
     open_regular,
@@ -109,7 +110,7 @@ def create_vector_file(directory: Path, layout: VectorLayout) -> str:
             os.close(descriptor)
         sync_directory(directory)
     except OSError as error:
-        path.unlink(missing_ok=True)
+        discard(path)
         raise storage_error(path, error) from error
     return name
 

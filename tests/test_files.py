@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from indexer.errors import IndexCorruptError, StorageError
-from indexer.files import is_own_name, new_name, open_regular, own_path, storage_errors, write_all
+from indexer.files import (
+    discard,
+    is_own_name,
+    make_directory,
+    new_name,
+    open_regular,
+    own_path,
+    storage_errors,
+    write_all,
+)
 
 HEX = "0123456789abcdef" * 2
 
@@ -71,3 +80,32 @@ def test_a_refused_write_is_one_line_with_path_and_reason(tmp_path: Path) -> Non
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert str(tmp_path / "vectors") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("there", [0, 1, 2, 3])
+def test_a_new_directory_is_durable_with_its_name_and_those_above_it(
+    there: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a" / "b" / "c"
+    made = [tmp_path / "a", tmp_path / "a" / "b", path]
+    for each in made[:there]:
+        each.mkdir()
+    synced: list[Path] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    make_directory(path)
+    assert path.is_dir()
+    assert synced == [each.parent for each in made[min(there, 2) :]]
+
+
+def test_a_file_that_cannot_be_removed_stays_without_an_error(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "file").touch()
+    for name in ("directory", "file", "nothing"):
+        discard(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["directory"]

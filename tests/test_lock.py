@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 from indexes import Oracle, build, records, searching
 
 from indexer.delete import delete_documents
-from indexer.errors import IndexLockedError
+from indexer.errors import IndexLockedError, StorageError
 from indexer.lock import writer_lock
 
 HOLDER = """
@@ -121,3 +122,15 @@ def test_build_and_delete_wait_for_no_lock_and_readers_need_none(tmp_path: Path)
         with searching(out) as searcher:
             Oracle().put(records(20)).check_searcher(searcher, ["text number 3", "else"], 5)
     assert build(out, records(30)).documents == 30
+
+
+def test_a_lock_that_the_file_system_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(StorageError, match=r"writer\.lock: No space left on device"), writer_lock(tmp_path):
+        pass
+    monkeypatch.undo()
+    with writer_lock(tmp_path):
+        pass

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from indexer.ann.kinds import Kind
 from indexer.config import VectorDtype
 from indexer.errors import IndexCorruptError, MissingExtraError, StorageError
-from indexer.files import new_name, open_regular, own_path, storage_error, sync_directory, write_all
+from indexer.files import discard, new_name, open_regular, own_path, storage_error, sync_directory, write_all
 from indexer.generations import GenerationRow
 from indexer.vectors import VectorReader
 
@@ -70,7 +70,7 @@ def build_generation(directory: Path, vectors: VectorReader, kind: Kind, created
         temporary.rename(directory / name)
         sync_directory(directory)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
         raise storage_error(temporary, error) from error
     return GenerationRow(
         name=name,
