@@ -69,12 +69,12 @@ def connect_reader(directory: Path) -> sqlite3.Connection:
     if not path.exists():
         msg = f"{directory} is not an index (no {DATABASE} in it); build one with: index build SOURCE --out {directory}"
         raise IndexNotFoundError(msg)
-    try:
-        return _checked_reader(path)
-    except sqlite3.OperationalError as error:
-        if not roll_back_journal(path, error):
-            raise _translate(path, error) from error
     with translated(path):
+        try:
+            return _checked_reader(path)
+        except sqlite3.OperationalError as error:
+            if not roll_back_journal(path, error):
+                raise
         return _checked_reader(path)
 
 
@@ -207,7 +207,7 @@ def _checked_reader(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         connection.close()
         raise _translate(path, error) from error
-    except IndexerError:
+    except (IndexerError, UnicodeDecodeError):
         connection.close()
         raise
     return connection

@@ -62,11 +62,18 @@ def test_a_damaged_value_is_found_and_a_query_says_so_in_one_line(statement: str
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_schema_is_a_line_of_ours(index: Path) -> None:
+@pytest.mark.parametrize(
+    ("stored", "damaged"),
+    [
+        (b"(first_slot INTEGER", b"(first_slo\xf4 INTEGER"),  # Python's complaint, without a code
+        (b"CREATE TABLE blocks", b"C\xd2EATE TABLE blocks"),  # SQLite's, which Python cannot decode
+    ],
+)
+def test_a_damaged_schema_is_a_line_of_ours(stored: bytes, damaged: bytes, index: Path) -> None:
     path = index / "index.db"
     data = path.read_bytes()
-    assert data.count(b"(first_slot INTEGER") == 1
-    path.write_bytes(data.replace(b"(first_slot INTEGER", b"(first_slo\xf4 INTEGER"))
+    assert data.count(stored) == 1
+    path.write_bytes(data.replace(stored, damaged))
     assert len(verify_index(index, deep=True)) == 1
     with pytest.raises(IndexCorruptError, match="damaged"), searching(index):
         pass
