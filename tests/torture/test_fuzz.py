@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import MINILM
 from fuzzing import MODEL, TARGETS
+from places import MINILM
 
 CORPUS = Path(__file__).with_name("corpus")
 FUZZER = Path(__file__).with_name("fuzzing.py")
