@@ -129,7 +129,7 @@ def query_text(data: bytes) -> None:
         tokens = _tokenizer().encode([data.decode("utf-8", "surrogateescape")], MAX_LENGTH)
     except IndexerError:
         return
-    assert 0 < len(tokens.ids[0]) <= MAX_LENGTH
+    assert 0 < tokens.lengths[0] == len(tokens.row(0)) <= MAX_LENGTH
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
