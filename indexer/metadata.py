@@ -111,3 +111,12 @@ class MetadataTable:
 def table_columns(connection: sqlite3.Connection) -> list[str]:
     """Return the names of the derived columns."""
     return [row[1] for row in connection.execute("PRAGMA table_info(metadata)")][1:]
+
+
+def create_indexes(connection: sqlite3.Connection, names: Sequence[str]) -> list[str]:
+    """Index derived columns, each as `metadata_<column>`, and return the names that are no such column."""
+    columns = set(table_columns(connection))
+    for name in names:
+        if name in columns:
+            connection.execute(f'CREATE INDEX IF NOT EXISTS "metadata_{name}" ON metadata ("{name}")')
+    return [name for name in names if name not in columns]
