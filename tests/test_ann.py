@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from indexer.changes import Changes, NewDocument, PassageRow
 from indexer.config import VectorDtype
 from indexer.documents import Document, Place, text_key
 from indexer.errors import UsageError
+from indexer.info import generation_text
 from indexer.progress import Progress
 from indexer.snapshot import Snapshot, SnapshotReader
 from indexer.store import Store
@@ -306,3 +308,34 @@ def test_allowed_slots_are_the_same_as_bits_and_as_slots() -> None:
                 if first <= n:
                     np.testing.assert_array_equal(allowed.slots(first), np.flatnonzero(mask[first:]) + first)
     assert Allowed.all_but(np.empty(0, np.int64), 5).bits is None
+
+
+def test_the_commands_rebuild_tune_and_info_say_what_was_measured(index: Path) -> None:
+    from typer.testing import CliRunner
+
+    from search.cli import app
+
+    runner = CliRunner()
+    rebuilt = runner.invoke(app, ["rebuild", str(index), "--kind", "ivf", "--target-recall", "0.9", "--json"])
+    assert rebuilt.exit_code == 0, rebuilt.output
+    row = json.loads(rebuilt.stdout)
+    assert row["kind"] == "ivf"
+    assert row["details"]["search"]["recall@10"] >= 0.9
+    tuned = runner.invoke(app, ["tune", str(index), "--target-recall", "0.8", "--json"])
+    assert tuned.exit_code == 0, tuned.output
+    figures = json.loads(tuned.stdout)
+    assert figures["reached"]
+    assert figures["chosen"] in figures["points"]
+    assert "<- chosen" in runner.invoke(app, ["tune", str(index)]).stdout
+    text = generation_text(snapshot_of(index).generation.to_json())  # type: ignore[union-attr]
+    assert "recall@10" in text
+    assert "(target 0.8)" in text
+
+
+def test_the_picture_is_a_png(index: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from indexer.plot import draw_tuning
+
+    rebuild_generation(index, AnnOptions(kind="IVF32,SQ8"), tell_nobody)
+    draw_tuning(tune_generation(index, None, tell_nobody), tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
