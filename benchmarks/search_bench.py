@@ -69,7 +69,7 @@ class Truth:
         keep = np.arange(len(self._buckets)) if below is None else np.flatnonzero(self._buckets < below)
         k = min(K, len(keep))
         hits, full = [], []
-        for scores, slots in zip(self._scores, found, strict=True):
+        for scores, slots in zip(self._scores[: len(found)], found, strict=True):
             least = np.partition(scores[keep], -k)[-k] - 1e-5
             allowed = slots if below is None else slots[self._buckets[slots] < below]
             hits.append(min(int((scores[allowed] >= least).sum()), k) / k)
@@ -124,6 +124,7 @@ def compare(arguments: Any, path: Path, queries: NDArray[np.float32], truth: Tru
             choose_effort(pipes[name], rows[name], queries, truth, arguments.target)
             sys.stderr.write(json.dumps(rows[name]) + "\n")
         take_turns(pipes, rows, queries, arguments.rounds)
+        sys.stderr.write(json.dumps(rows) + "\n")
         for name, pipe in pipes.items():
             if PEERS[name].filters:
                 rows[name]["filtered"] = filtered(pipe, rows[name]["effort"], queries[:100], truth, name)
