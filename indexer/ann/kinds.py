@@ -107,7 +107,7 @@ def choose_recipe(options: AnnOptions, n_rows: int, dim: int, dtype: VectorDtype
     """Return what to build for what was asked for.
 
     AUTO is flat while comparing with every vector is fast and fits; then IVF, whose codes shrink until they fit. HNSW
-    is built on request alone: it was slower at equal recall and takes more memory (docs/decisions/0025).
+    is built on request alone: it takes ten times the memory (docs/decisions/0025).
 
     Args:
         options: what was asked for.
