@@ -11,7 +11,7 @@ DEMO := demo.index
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test torture check docs format gpu bench-encode wheel clean
+.PHONY: demo test torture check docs format gpu bench-encode wheel bench-search clean
 
 .venv/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "python3 must be 3.11 or later"; exit 1; }
@@ -51,6 +51,10 @@ check: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench-search: .venv/.dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,bench]'
+	$(BIN)/python benchmarks/search_bench.py --encode ../shared/data/package_summaries.jsonl.gz
 
 wheel: .venv/.dev
 	rm -rf dist build/wheel-env

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from indexer.ann.kinds import Kind
+from indexer.ann.kinds import AnnOptions
 from indexer.backup import BackupReport, backup_index
 from indexer.build import BuildOptions, run_build
 from indexer.compact import CompactReport, compact_index
@@ -38,7 +38,10 @@ def build_index(
     text_field: str | Sequence[str] | None = None,
     id_field: str | None = None,
     columns: Sequence[str] | None = None,
-    kind: str | Kind = Kind.AUTO,
+    kind: str | None = None,
+    target_recall: float | None = None,
+    max_index_memory: int | None = None,
+    index_field: str | Sequence[str] = (),
     on_error: str | OnError = OnError.STOP,
     max_errors: int | None = None,
     if_exists: str | IfExists = IfExists.UPSERT,
@@ -70,7 +73,10 @@ def build_index(
         text_field: the field or fields that make the text; several are joined by a space.
         id_field: the field that is the id; the default is the first of id, _id, doc_id, else a hash of the record.
         columns: names of the columns of CSV or TSV without a header.
-        kind: auto or flat.
+        kind: auto (the default), flat, ivf, hnsw, or a FAISS factory string, e.g. `IVF256,PQ32`.
+        target_recall: recall@10 that the search parameters are tuned for, 0.95 by default.
+        max_index_memory: bytes that the FAISS index may take; auto and ivf choose smaller codes to stay below.
+        index_field: metadata field or fields to give an SQL index, for filters that few documents meet.
         on_error: stop raises on the first record that cannot be used, skip lists it in `rejects.jsonl`.
         max_errors: with skip, how many may be rejected before the build stops.
         if_exists: upsert, skip or error: what becomes of a record whose id is there with other content.
@@ -103,7 +109,8 @@ def build_index(
         ),
         read=_read_options(text_field, id_field, columns),
         vector_dtype=None if vector_dtype is None else choice(VectorDtype, vector_dtype, "vector-dtype"),
-        kind=choice(Kind, kind, "kind"),
+        ann=AnnOptions(kind=kind, target_recall=target_recall, max_memory_bytes=max_index_memory),
+        index_fields=(index_field,) if isinstance(index_field, str) else tuple(index_field),
         on_error=choice(OnError, on_error, "on-error"),
         max_errors=max_errors,
         if_exists=choice(IfExists, if_exists, "if-exists"),

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.ann.generation import build_generation, is_usable, require_faiss
-from indexer.ann.kinds import Kind, choose_kind
+from indexer.ann.kinds import AnnOptions
+from indexer.ann.library import require_faiss
 from indexer.changes import Changes
 from indexer.config import EncoderOptions, IfExists, OnError, ReadOptions, VectorDtype
 from indexer.corpus import Source, check_sources, read_corpus, source_name
@@ -27,12 +27,10 @@ from indexer.ingest import COMMIT_SECONDS, COMMIT_TEXTS, Ingest, TextEncoder
 from indexer.lock import writer_lock
 from indexer.progress import BuildReport, OnProgress, Phase, Progress, Stopwatch
 from indexer.snapshot import SnapshotReader
-from indexer.store import Store, now
-from indexer.vectors import VectorReader
+from indexer.store import Store
+from indexer.upkeep import bring_generation_up_to_date, check_recipe
 
 REJECTS = "rejects.jsonl"
-TAIL_SLOTS = 20_000
-DEAD_SHARE = 0.2
 CANARY_COSINE = 0.999
 
 
@@ -47,7 +45,8 @@ class BuildOptions:
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     read: ReadOptions | None = None
     vector_dtype: VectorDtype | None = None
-    kind: Kind = Kind.AUTO
+    ann: AnnOptions = field(default_factory=AnnOptions)
+    index_fields: tuple[str, ...] = ()
     on_error: OnError = OnError.STOP
     max_errors: int | None = None
     if_exists: IfExists = IfExists.UPSERT
@@ -93,6 +92,7 @@ def run_build(
     tell(Progress(phase=Phase.LOAD))
     with watch.stage("load"):
         encoder = (load_encoder or _load_bulk)(options.encoder, contract=recorded.contract if recorded else None)
+    check_recipe(options.ann, encoder.contract.dim)
     report.warnings += encoder.warnings
     tell(Progress(phase=Phase.ENCODE, warnings=tuple(encoder.warnings)))
     if recorded is None:
@@ -107,7 +107,8 @@ def run_build(
         run.read_all(sources)
         tell(Progress(phase=Phase.INDEX, n_documents=run.n_documents, fraction=1.0))
         with watch.stage("index"):
-            bring_generation_up_to_date(store, options.kind)
+            report.warnings += _index_fields(store, options.index_fields)
+            report.warnings += bring_generation_up_to_date(store, options.ann, tell)
         counts = store.counts()
     report.documents, report.passages = counts["documents"], counts["passages"]
     stages = ("load", "read", "tokenize", "encode", "commit", "index")
@@ -116,6 +117,11 @@ def run_build(
     report.bytes = sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
     tell(Progress(phase=Phase.DONE, n_documents=run.n_documents, n_encoded=report.encoded, fraction=1.0))
     return report
+
+
+def _index_fields(store: Store, names: Sequence[str]) -> list[str]:
+    unknown = store.index_fields(names) if names else []
+    return [f"--index-field {name}: no scalar field of this name has a column; it was not indexed" for name in unknown]
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,18 +379,3 @@ class _Run:
         if self._options.max_errors is not None and self._report.rejected > self._options.max_errors:
             reason = f"{error.reason}; this is one more than --max-errors {self._options.max_errors}"
             raise CorpusError(error.source, error.line, reason) from error
-
-
-def bring_generation_up_to_date(store: Store, kind: Kind) -> None:
-    """Build a new generation where there is none, the tail is long, or many slots are dead; else do nothing."""
-    if store.n_rows == 0:
-        return
-    current = next((row for row in store.generations() if row.vector_file == store.vector_file), None)
-    n_dead = store.counts()["dead"]
-    if current is not None and is_usable(store.directory, current, store.layout.dim):
-        n_newly_dead = n_dead - int(str(current.details.get("n_dead", 0)))
-        if store.n_rows - current.n_slots <= TAIL_SLOTS and n_newly_dead <= DEAD_SHARE * store.n_rows:
-            return
-    with VectorReader(store.directory, store.vector_file, store.layout, store.n_rows) as vectors:
-        generation = build_generation(store.directory, vectors, choose_kind(kind), now())
-    store.replace_generation(replace(generation, details={**generation.details, "n_dead": n_dead}))

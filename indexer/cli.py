@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from indexer.ann.kinds import Kind
 from indexer.config import DEFAULT_MODEL, Dtype, IfExists, OnError, Pooling, VectorDtype
 
 app = typer.Typer(
@@ -41,6 +40,13 @@ DeviceOption = Annotated[
 ]
 OnErrorOption = Annotated[OnError, typer.Option(help="What a record that cannot be used does to the run.")]
 MaxErrorsOption = Annotated[int | None, typer.Option(min=0, help="With --on-error skip: stop after this many.")]
+KindOption = Annotated[
+    str | None, typer.Option(metavar="KIND", help="auto, flat, ivf, hnsw, or a FAISS factory string. Default: auto.")
+]
+TargetRecallOption = Annotated[float | None, typer.Option(help="recall@10 that searches are tuned for. Default: 0.95.")]
+MaxIndexMemoryOption = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="What the FAISS index may take, e.g. 4G. Default: no limit.")
+]
 IfExistsOption = Annotated[IfExists, typer.Option(help="A record whose id is there with other content.")]
 
 
@@ -74,7 +80,13 @@ def build(
     text_field: TextFieldOption = None,
     id_field: IdFieldOption = None,
     columns: ColumnsOption = None,
-    kind: Annotated[Kind, typer.Option(help="Kind of FAISS index.")] = Kind.AUTO,
+    kind: KindOption = None,
+    target_recall: TargetRecallOption = None,
+    max_index_memory: MaxIndexMemoryOption = None,
+    index_field: Annotated[
+        list[str] | None,
+        typer.Option(help="Metadata field to give an SQL index, for filters that few meet; repeatable."),
+    ] = None,
     on_error: OnErrorOption = OnError.STOP,
     max_errors: MaxErrorsOption = None,
     if_exists: IfExistsOption = IfExists.UPSERT,
@@ -102,7 +114,8 @@ def build(
         ),
         read=_read_options(text_field, id_field, columns),
         vector_dtype=vector_dtype,
-        kind=kind,
+        ann=_ann_options(kind, target_recall, max_index_memory),
+        index_fields=tuple(index_field or ()),
         on_error=on_error,
         max_errors=max_errors,
         if_exists=if_exists,
@@ -177,6 +190,63 @@ def info(directory: DirectoryArgument, json: JsonOption = False) -> None:
 
 
 @app.command()
+def rebuild(
+    directory: DirectoryArgument,
+    kind: KindOption = None,
+    target_recall: TargetRecallOption = None,
+    max_index_memory: MaxIndexMemoryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make another FAISS index of the vectors that are there; nothing is encoded."""
+    from indexer.console import ProgressDisplay, say, stop_on_terminate
+    from indexer.info import generation_text
+    from indexer.upkeep import rebuild_generation
+
+    asked = _ann_options(kind, target_recall, max_index_memory)
+    with stop_on_terminate(), ProgressDisplay() as display:
+        row, warnings = rebuild_generation(directory, asked, display)
+    for warning in warnings:
+        say(f"warning: {warning}")
+    if json:
+        print_json(row.to_json())
+    else:
+        typer.echo(f"{directory}: {generation_text(row.to_json())}")
+
+
+@app.command()
+def tune(
+    directory: DirectoryArgument,
+    target_recall: TargetRecallOption = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw recall against latency into this PNG (extra: plot).")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure recall against latency on vectors of the index, and keep the fastest setting that reaches the target."""
+    from indexer.console import ProgressDisplay, stop_on_terminate
+    from indexer.upkeep import tune_generation
+
+    if plot is not None:
+        from indexer.plot import draw_tuning, require_matplotlib
+
+        require_matplotlib()
+    with stop_on_terminate(), ProgressDisplay() as display:
+        tuning = tune_generation(directory, target_recall, display)
+    if plot is not None:
+        draw_tuning(tuning, plot)
+    if json:
+        print_json(tuning.to_json())
+        return
+    typer.echo(f"{'probes':>7} {'depth':>6} {'recall@10':>10} {'ms':>7}")
+    for point in tuning.points:
+        mark = "  <- chosen" if point == tuning.chosen else ""
+        effort = f"{point.effort.probes:>7} {point.effort.depth:>6}"
+        typer.echo(f"{effort} {point.recall:>10.4f} {point.latency_ms:>7.2f}{mark}")
+    if not tuning.is_reached:
+        typer.echo(f"no setting reaches {tuning.target}; another --kind may: index rebuild {directory} --kind KIND")
+
+
+@app.command()
 def verify(
     directory: DirectoryArgument,
     deep: Annotated[bool, typer.Option("--deep", help="Check every byte and every text.")] = False,
@@ -199,6 +269,13 @@ def verify(
 def print_json(value: object) -> None:
     """Print one JSON value on a line of its own."""
     typer.echo(dumps(value, ensure_ascii=False))
+
+
+def _ann_options(kind: str | None, target_recall: float | None, max_index_memory: str | None) -> Any:  # noqa: ANN401
+    from indexer.ann.kinds import AnnOptions, parse_bytes
+
+    limit = None if max_index_memory is None else parse_bytes(max_index_memory, "max-index-memory")
+    return AnnOptions(kind=kind, target_recall=target_recall, max_memory_bytes=limit)
 
 
 def _read_options(text_field: list[str] | None, id_field: str | None, columns: str | None) -> Any:  # noqa: ANN401
@@ -264,6 +341,8 @@ def _report_text(directory: Path, report: dict[str, Any]) -> str:
 
 
 def _info_text(facts: dict[str, Any]) -> str:
+    from indexer.info import generation_text
+
     model, truncation = facts["model"], facts["truncation"]
     lines = [
         ("documents", f"{facts['documents']:,}" + ("" if facts["complete"] else " (incomplete: run the build again)")),
@@ -279,9 +358,7 @@ def _info_text(facts: dict[str, Any]) -> str:
         ("prompts", f"query {model['query_prompt']!r}, document {model['doc_prompt']!r}"),
         ("size", f"{facts['bytes'] / 1e6:,.1f} MB"),
     ]
-    lines += [
-        ("generation", f"{g['kind']} over {g['n_slots']:,} slots, {g['created_at']}") for g in facts["generations"]
-    ]
+    lines += [("generation", generation_text(g)) for g in facts["generations"]]
     lines += [("tail", f"{facts['tail']:,} slots searched one by one")]
     lines += [("field", f"{name}: {', '.join(types)}") for name, types in facts["fields"].items()]
     return "\n".join(f"{name:<11} {value}" for name, value in lines)

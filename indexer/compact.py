@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.ann.generation import require_faiss
-from indexer.ann.kinds import Kind
-from indexer.build import bring_generation_up_to_date
+from indexer.ann.library import require_faiss
 from indexer.files import discard, storage_errors
 from indexer.lock import writer_lock
 from indexer.store import Store
+from indexer.upkeep import asked_before, bring_generation_up_to_date
 from indexer.vectors import VectorReader, VectorWriter, create_vector_file
 
 BLOCK_ROWS = 2_048
@@ -50,13 +49,13 @@ def compact_index(directory: Path) -> CompactReport:
     require_faiss()
     with writer_lock(directory), closing(Store.open(directory)) as store:
         bytes_before = directory_bytes(directory)
-        kind = kind_of(store)
+        asked = asked_before(store)
         dropped = store.counts()["dead"]
         if dropped:
             with VectorReader(store.directory, store.vector_file, store.layout, store.n_rows) as vectors:
                 rewrite_vectors(store, live_rows(vectors, store.blocks(), store.live_slots()))
         store.give_back_pages(_VACUUM_PAGES)
-        bring_generation_up_to_date(store, kind)
+        bring_generation_up_to_date(store, asked)
         counts = store.counts()
     return CompactReport(
         documents=counts["documents"],
@@ -71,12 +70,6 @@ def directory_bytes(directory: Path) -> int:
     """Return the size of the files in a directory."""
     with storage_errors(directory):
         return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
-
-
-def kind_of(store: Store) -> Kind:
-    """Return the kind of the generation that there is, so that the new one is of the same."""
-    known = [row.kind for row in store.generations() if row.kind in list(map(str, Kind))]
-    return Kind(known[0]) if known else Kind.AUTO
 
 
 def rewrite_vectors(store: Store, parts: Iterable[NDArray[np.generic]]) -> None:

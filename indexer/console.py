@@ -65,7 +65,7 @@ class ProgressDisplay:
             self._console.print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)
         counts = self._counts(progress)
         if self._bar is not None:
-            known = progress.fraction is not None and progress.phase is Phase.ENCODE
+            known = progress.fraction is not None and progress.phase in {Phase.ENCODE, Phase.INDEX}
             self._bar.update(
                 self._task,
                 description=_PHASES[progress.phase],
@@ -77,7 +77,7 @@ class ProgressDisplay:
             progress.phase is not self._phase or time.monotonic() - self._last_line_s >= _LINE_EVERY_S
         ):
             share = f"{progress.fraction:.0%}, " if progress.fraction is not None else ""
-            detail = f": {share}{counts}" if progress.phase is Phase.ENCODE else ""
+            detail = f": {share}{counts}".rstrip(" ,:") if progress.phase in {Phase.ENCODE, Phase.INDEX} else ""
             self._console.print(f"{_PHASES[progress.phase]}{detail}", highlight=False, soft_wrap=True, markup=False)
             self._last_line_s = time.monotonic()
         self._phase = progress.phase

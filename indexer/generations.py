@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from indexer.database import stored_json
@@ -23,6 +23,10 @@ class GenerationRow:
     sha256: str
     details: Mapping[str, JsonValue]
     created_at: str
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the row as `index info --json` prints it."""
+        return {**asdict(self), "details": dict(self.details)}
 
 
 def read_generations(connection: sqlite3.Connection, path: Path) -> list[GenerationRow]:

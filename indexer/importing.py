@@ -6,14 +6,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from indexer.ann.generation import require_faiss
-from indexer.ann.kinds import Kind
-from indexer.build import bring_generation_up_to_date
+from indexer.ann.kinds import AnnOptions
+from indexer.ann.library import require_faiss
 from indexer.encoder.contract import Contract
 from indexer.errors import IndexCorruptError
 from indexer.lock import writer_lock
 from indexer.snapshot import SnapshotReader
 from indexer.store import Store
+from indexer.upkeep import bring_generation_up_to_date
 from indexer.verify import verify_index
 
 
@@ -49,6 +49,6 @@ def import_index(directory: Path) -> ImportReport:
             raise IndexCorruptError(msg)
         with closing(Store.open(directory)) as store:
             dropped = store.drop_generations([row.name for row in store.generations()])
-            bring_generation_up_to_date(store, Kind.AUTO)
+            bring_generation_up_to_date(store, AnnOptions())
             counts = store.counts()
     return ImportReport(documents=counts["documents"], passages=counts["passages"], dropped_generations=dropped)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from indexer.documents import JsonValue
 from indexer.snapshot import SnapshotReader
@@ -30,10 +30,27 @@ def describe(directory: Path) -> dict[str, JsonValue]:
             "read": reader.setting("read"),
             "vector_file": snapshot.vector_file,
             "vector_dtype": snapshot.layout.dtype.value,
-            "generations": [{**asdict(row), "details": dict(row.details)} for row in snapshot.generations],
+            "generations": [row.to_json() for row in snapshot.generations],
             "tail": snapshot.n_rows - (generation.n_slots if generation else 0),
             "dead": len(snapshot.dead),
             "fields": {name: list(types) for name, types in reader.field_types().items()},
             "truncation": dict(reader.truncation()),
             "bytes": sum(path.stat().st_size for path in directory.iterdir() if path.is_file()),
         }
+
+
+def generation_text(generation: dict[str, Any]) -> str:
+    """Return a generation, as `info` gives it, in one line: what it is, and what was measured of it."""
+    details = generation["details"]
+    text = f"{generation['kind']} over {generation['n_slots']:,} slots, {generation['created_at']}"
+    text += f", {generation['n_bytes'] / 1e6:,.1f} MB"
+    if "factory" in details:
+        text += f", {details['factory']}"
+    match details:
+        case {
+            "search": {"recall@10": float() as recall, "standard_error": float() as error, "latency_ms": float() as ms},
+            "target_recall": float() as target,
+            "checked_at": str() as checked_at,
+        }:
+            text += f"; recall@10 {recall:.3f} ± {error:.3f} (target {target}), {ms:.2f} ms a query, {checked_at}"
+    return text

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from indexer.documents import JsonValue, Metadata
 
 MAX_COLUMNS = 64
-_PLAIN_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED = {"document", "rowid", "oid", "_rowid_"}
 _INT64 = range(-(2**63), 2**63)
 
@@ -103,7 +103,7 @@ class MetadataTable:
             if name in self._columns or column_value(value) is None or len(self._columns) >= MAX_COLUMNS:
                 continue
             taken = _RESERVED | {column.lower() for column in self._columns}
-            if _PLAIN_NAME.match(name) and name.lower() not in taken:
+            if _PLAIN_NAME.fullmatch(name) and name.lower() not in taken:
                 self._sql.execute(f'ALTER TABLE metadata ADD COLUMN "{name}"')
                 self._columns.append(name)
 
@@ -111,3 +111,12 @@ class MetadataTable:
 def table_columns(connection: sqlite3.Connection) -> list[str]:
     """Return the names of the derived columns."""
     return [row[1] for row in connection.execute("PRAGMA table_info(metadata)")][1:]
+
+
+def create_indexes(connection: sqlite3.Connection, names: Sequence[str]) -> list[str]:
+    """Index derived columns, each as `metadata_<column>`, and return the names that are no such column."""
+    columns = set(table_columns(connection))
+    for name in names:
+        if name in columns:
+            connection.execute(f'CREATE INDEX IF NOT EXISTS "metadata_{name}" ON metadata ("{name}")')
+    return [name for name in names if name not in columns]

@@ -8,9 +8,9 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from indexer.ann.generation import Generation, require_faiss
-from indexer.build import TextEncoderLoader, bring_generation_up_to_date
-from indexer.compact import kind_of
+from indexer.ann.generation import Generation
+from indexer.ann.library import require_faiss
+from indexer.build import TextEncoderLoader
 from indexer.config import EncoderOptions
 from indexer.database import check_place, connect_writer, stored_json, transaction, translated
 from indexer.documents import JsonValue
@@ -23,6 +23,7 @@ from indexer.metadata import MetadataTable
 from indexer.reencode import find_damage, mend_vectors
 from indexer.schema import create_derived
 from indexer.store import Store
+from indexer.upkeep import asked_before, bring_generation_up_to_date
 from indexer.verify import derived_problems, verify_index
 
 _BATCH = 1_000
@@ -111,7 +112,7 @@ def _mend_vectors(
 
 def _mend_generations(directory: Path, report: RepairReport) -> None:
     with closing(Store.open(directory)) as store:
-        kind, bad = kind_of(store), []
+        asked, bad = asked_before(store), []
         for row in store.generations():
             try:
                 if row.vector_file != store.vector_file or row.n_slots > store.n_rows:
@@ -122,7 +123,7 @@ def _mend_generations(directory: Path, report: RepairReport) -> None:
                 bad.append(row.name)
         store.drop_generations(bad)
         had = {row.name for row in store.generations()}
-        bring_generation_up_to_date(store, kind)
+        bring_generation_up_to_date(store, asked)
         if new := {row.name for row in store.generations()} - had:
             report.mended.append(f"{directory / new.pop()}: the FAISS file was built again")
 

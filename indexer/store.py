@@ -23,7 +23,7 @@ from indexer.errors import IndexCorruptError, IndexerError, StorageError
 from indexer.files import DATABASE, discard, is_own_name, mend, open_regular, storage_errors, sync_directory
 from indexer.generations import GenerationRow
 from indexer.holdings import Holdings
-from indexer.metadata import MetadataTable
+from indexer.metadata import MetadataTable, create_indexes
 from indexer.schema import migrate
 from indexer.seal import seal
 from indexer.vectors import VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
@@ -236,6 +236,11 @@ class Store(Holdings):
             seal(sql)
         self.is_complete = complete
 
+    def index_fields(self, names: Sequence[str]) -> list[str]:
+        """Give columns of the derived metadata an SQL index each; return the names that are no such column."""
+        with self.changing() as sql:
+            return create_indexes(sql, names)
+
     def replace_generation(self, generation: GenerationRow) -> None:
         """Name a durable generation file and drop all others; their files are removed after the commit."""
         old = [row.name for row in self.generations()]
@@ -256,6 +261,12 @@ class Store(Holdings):
             )
         for name in old:
             discard(self.directory / name)
+
+    def update_generation(self, generation: GenerationRow) -> None:
+        """Record other details of a generation whose file stays."""
+        with self.changing() as sql:
+            details = (json.dumps(generation.details), generation.name)
+            sql.execute("UPDATE generations SET details = ? WHERE name = ?", details)
 
     def drop_generations(self, names: Sequence[str]) -> int:
         """Drop generations by their names, with their files, and return how many there were."""

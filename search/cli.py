@@ -89,6 +89,7 @@ def evaluate_command(
     label_field: Annotated[
         str | None, typer.Option(metavar="FIELD", help="Probe how well the vectors tell this field.")
     ] = None,
+    where: Annotated[str | None, typer.Option(help="Ask every judged query with this filter.")] = None,
     model: ModelOption = None,
     allow_download: DownloadOption = False,
     json: JsonOption = False,
@@ -112,7 +113,7 @@ def evaluate_command(
 
         asked, judged = read_queries(queries), read_qrels(qrels)
         with Searcher.open(directory, model=model, allow_download=allow_download) as searcher:
-            figures = evaluate(searcher, asked, judged).to_json()
+            figures = evaluate(searcher, asked, judged, where=where).to_json()
     if json:
         print_json(figures)
         return

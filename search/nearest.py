@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +16,15 @@ from indexer.exact import ROUNDING, rank, scan
 from indexer.filters import Filter
 from indexer.snapshot import Snapshot
 from indexer.vectors import VectorReader
+from search.allowed import Allowed
 
 logger = logging.getLogger(__name__)
 
-# Up to here comparing with every vector is as fast as anything, and spares loading FAISS.
-EXACT_SLOTS = 20_000
+# Up to here comparing with every vector takes a few milliseconds, and spares loading FAISS.
+EXACT_SLOTS = 10_000
 _SPARE = 16
-_CACHED_FILTERS = 8
+_CACHED_FILTERS = 32
+_TUNED_K = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,8 @@ class View:
     directory: Path
     snapshot: Snapshot
     vectors: VectorReader
-    masks: dict[Filter, NDArray[np.bool_]] = field(default_factory=dict)
+    filtered: dict[Filter, Allowed] = field(default_factory=dict)
+    _live: Allowed | None = None
     _generation: Generation | None = None
     _trouble: str = ""
 
@@ -60,22 +64,18 @@ class View:
         self.vectors.close()
         self._generation = None
 
-    def live(self) -> NDArray[np.bool_] | None:
-        """Return which slots are live, (n_rows,) bool, None when all are."""
-        if not len(self.snapshot.dead):
-            return None
-        mask = np.ones(self.snapshot.n_rows, np.bool_)
-        mask[self.snapshot.dead] = False
-        return mask
+    def live(self) -> Allowed:
+        """Return the live slots."""
+        if self._live is None:
+            self._live = Allowed.all_but(self.snapshot.dead, self.snapshot.n_rows)
+        return self._live
 
-    def keep_mask(self, wanted: Filter, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Remember the slots that meet a filter, and return them as (n_rows,) bool."""
-        mask = np.zeros(self.snapshot.n_rows, np.bool_)
-        mask[slots] = True
-        if len(self.masks) >= _CACHED_FILTERS:
-            self.masks.pop(next(iter(self.masks)))
-        self.masks[wanted] = mask
-        return mask
+    def keep(self, wanted: Filter, slots: NDArray[np.int64]) -> Allowed:
+        """Remember the slots that meet a filter, int64 ascending, and return them."""
+        if len(self.filtered) >= _CACHED_FILTERS:
+            self.filtered.pop(next(iter(self.filtered)))
+        self.filtered[wanted] = Allowed.only(slots, self.snapshot.n_rows)
+        return self.filtered[wanted]
 
     def generation(self) -> Generation | None:
         """Return the generation, None when there is none that can be used; exact search then takes its place.
@@ -100,9 +100,7 @@ class View:
         logger.warning("exact search takes the place of the FAISS file: %s", reason)
 
 
-def nearest(
-    view: View, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None, *, exact: bool
-) -> Nearest:
+def nearest(view: View, queries: NDArray[np.float32], k: int, allowed: Allowed, *, exact: bool) -> Nearest:
     """Find the k nearest allowed slots of each query.
 
     Few candidates are compared one by one. Many go through the generation; the slots that it does not cover, the tail,
@@ -112,58 +110,93 @@ def nearest(
         view: what to search.
         queries: (q, d) float32, unit length.
         k: how many, at least 1; fewer come back only when fewer are allowed.
-        allowed: (n_rows,) bool, which slots may be returned; None for all.
+        allowed: which slots may be returned.
         exact: compare with every allowed slot, whatever it costs.
     """
     n_rows = view.snapshot.n_rows
-    n_allowed = n_rows if allowed is None else int(np.count_nonzero(allowed))
-    generation = None if exact or n_allowed <= EXACT_SLOTS else view.generation()
-    of_all = f"{n_allowed:,}" if n_allowed == n_rows else f"{n_allowed:,} of {n_rows:,}"
+    generation = None if exact or allowed.n <= EXACT_SLOTS else view.generation()
     if generation is None:
-        slots = range(n_rows) if allowed is None else np.flatnonzero(allowed)
-        found = [
-            rank(view.vectors, query, near, k)
-            for query, near in zip(queries, scan(view.vectors, queries, k, slots), strict=True)
-        ]
-        return _answer(found, f"exact: compared with {of_all} passages", is_exact=True)
-    tail = np.arange(generation.n_slots, n_rows)
-    if allowed is not None:
-        tail = tail[allowed[generation.n_slots :]]
-    found = _through_generation(view, generation, queries, k, allowed, tail)
-    plan = f"{generation.kind} index over {generation.n_slots:,} passages"
-    if n_allowed != n_rows:
-        plan += f", {of_all} allowed"
+        return _one_by_one(view, queries, k, allowed)
+    tail = allowed.slots(generation.n_slots)
+    in_tail = scan(view.vectors, queries, k, tail)
+    search = _Search(view, generation, queries, k, allowed, in_tail)
+    found = search.all_ties() if generation.kind.is_exact else search.at_tuned_effort()
+    if found is None:  # the index cannot give k hits though there are k
+        return _one_by_one(view, queries, k, allowed)
+    plan = f"{generation.kind} index over {generation.n_slots:,} passages{search.how}"
+    if allowed.n != n_rows:
+        plan += f", {allowed.n:,} of {n_rows:,} allowed"
     if len(tail):
         plan += f", {len(tail):,} newer ones compared one by one"
     return _answer(found, plan, is_exact=generation.kind.is_exact)
 
 
-def _through_generation(
-    view: View,
-    generation: Generation,
-    queries: NDArray[np.float32],
-    k: int,
-    allowed: NDArray[np.bool_] | None,
-    tail: NDArray[np.int64],
-) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
-    in_tail = scan(view.vectors, queries, k, tail)
-    wanted = k + _SPARE
-    covered = None if allowed is None else allowed[: generation.n_slots]
-    while True:
-        scores, slots = generation.search(queries, wanted, covered)
-        found = [
-            rank(view.vectors, query, np.concatenate((near[near >= 0], newer)), k)
-            for query, near, newer in zip(queries, slots, in_tail, strict=True)
+def _one_by_one(view: View, queries: NDArray[np.float32], k: int, allowed: Allowed) -> Nearest:
+    n_rows = view.snapshot.n_rows
+    of_all = f"{allowed.n:,}" if allowed.n == n_rows else f"{allowed.n:,} of {n_rows:,}"
+    near = scan(view.vectors, queries, k, range(n_rows) if allowed.bits is None else allowed.slots())
+    found = [rank(view.vectors, query, slots, k) for query, slots in zip(queries, near, strict=True)]
+    return _answer(found, f"exact: compared with {of_all} passages", is_exact=True)
+
+
+_Found = list[tuple[NDArray[np.float64], NDArray[np.int64]]]
+
+
+@dataclass(slots=True)
+class _Search:
+    """One search through a generation; `how` says what it took."""
+
+    view: View
+    generation: Generation
+    queries: NDArray[np.float32]
+    k: int
+    allowed: Allowed
+    in_tail: list[NDArray[np.int64]]
+    how: str = ""
+
+    def all_ties(self) -> _Found:
+        """Ask an exact index for more until no slot with the score of the last hit can be outside."""
+        wanted = self.k + _SPARE
+        while True:
+            scores, slots = self.generation.index.search(self.queries, wanted, allowed=self.allowed.bits)
+            found = self._ranked(slots)
+            settled = all(
+                near[-1] < 0 or len(best) < self.k or row[-1] < best[-1] - ROUNDING
+                for row, near, (best, _) in zip(scores, slots, found, strict=True)
+            )
+            if settled or wanted >= self.generation.n_slots:
+                return found
+            wanted = min(wanted * 4, self.generation.n_slots)
+
+    def at_tuned_effort(self) -> _Found | None:
+        """Search as hard as was tuned, harder for more hits and for a filter, and wider until there are k hits.
+
+        Returns:
+            The hits; None when the index has looked everywhere and still has fewer than k.
+        """
+        index, effort = self.generation.index, self.generation.effort
+        share = self.allowed.n / self.view.snapshot.n_rows
+        more = max(1.0, self.k / _TUNED_K)
+        depth = min(math.ceil(effort.depth * more), self.generation.n_slots)
+        probes = math.ceil(effort.probes * math.sqrt(more / share))
+        while True:
+            probes = min(probes, index.max_probes)
+            self.how = f", {probes:,} probes of {index.max_probes:,}" if probes else ""
+            self.how += f", {depth:,} candidates compared"
+            _, slots = index.search(self.queries, depth, probes=probes, allowed=self.allowed.bits)
+            found = self._ranked(slots)
+            if all(len(best) == self.k for best, _ in found):
+                return found
+            if probes >= index.max_probes:
+                return None
+            probes *= 4
+
+    def _ranked(self, slots: NDArray[np.int64]) -> _Found:
+        return [
+            rank(self.view.vectors, query, np.concatenate((near[near >= 0], newer)), self.k)
+            for query, near, newer in zip(self.queries, slots, self.in_tail, strict=True)
         ]
-        # Slots with the score of the last hit may still be outside: equal texts stand in any number.
-        settled = all(
-            near[-1] < 0 or len(best) < k or row[-1] < best[-1] - ROUNDING
-            for row, near, (best, _) in zip(scores, slots, found, strict=True)
-        )
-        if settled or wanted >= generation.n_slots:
-            return found
-        wanted = min(wanted * 4, generation.n_slots)
 
 
-def _answer(found: list[tuple[NDArray[np.float64], NDArray[np.int64]]], plan: str, *, is_exact: bool) -> Nearest:
+def _answer(found: _Found, plan: str, *, is_exact: bool) -> Nearest:
     return Nearest([scores for scores, _ in found], [slots for _, slots in found], plan, is_exact)

@@ -18,6 +18,7 @@ from indexer.errors import IndexCorruptError, UsageError
 from indexer.files import mend
 from indexer.filters import compile_filter, fields_of, parse_filter
 from indexer.snapshot import SnapshotReader, StoredPassage
+from search.allowed import Allowed
 from search.hits import Hit, Hits
 from search.nearest import Nearest, View, nearest
 
@@ -200,10 +201,13 @@ class Searcher:
         fields = self._current().snapshot.fields
         return {name: sorted(fields[name].types) for name in sorted(fields_of(parse_filter(where)))}
 
-    def known_ids(self, ids: Iterable[str]) -> set[str]:
-        """Return those ids that the index has."""
+    def known_ids(self, ids: Iterable[str], where: Where | None = None) -> set[str]:
+        """Return those ids that the index has, with a filter those whose document meets it."""
         with self._lock:
-            return self._reader.known_ids(sorted(ids))
+            if where is None:
+                return self._reader.known_ids(sorted(ids))
+            condition = compile_filter(parse_filter(where), self._current().snapshot.fields)
+            return self._reader.known_ids(sorted(ids), condition)
 
     def _query_encoder(self) -> QueryEncoder:
         with self._lock:
@@ -248,7 +252,7 @@ class Searcher:
         """Return the hits, None when a commit made them stale."""
         view = self._current()
         allowed = view.live() if ask.where is None else self._filtered(view, ask.where)
-        if allowed is None and ask.where is not None:
+        if allowed is None:
             return None
         n_wanted = ask.k + (ask.without is not None)
         while True:
@@ -273,16 +277,16 @@ class Searcher:
                 return hits
             n_wanted *= 4
 
-    def _filtered(self, view: View, where: Where) -> NDArray[np.bool_] | None:
-        """Return which slots meet a filter, (n_rows,) bool, None when a commit came in between."""
+    def _filtered(self, view: View, where: Where) -> Allowed | None:
+        """Return which slots meet a filter, None when a commit came in between."""
         wanted = parse_filter(where)
-        if wanted in view.masks:
-            return view.masks[wanted]
+        if wanted in view.filtered:
+            return view.filtered[wanted]
         condition = compile_filter(wanted, view.snapshot.fields)
         with self._reader.transaction() as seq:
             if seq != view.snapshot.seq:
                 return None
-            return view.keep_mask(wanted, self._reader.matching_slots(condition))
+            return view.keep(wanted, self._reader.matching_slots(condition))
 
 
 def _to_hits(ask: _Ask, found: Nearest, stored: Mapping[int, StoredPassage], query: int) -> Hits:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from fakes import fake_vector
 from indexes import Oracle, build, records, searching
@@ -11,6 +13,7 @@ from indexes import Oracle, build, records, searching
 import search.nearest
 from indexer.delete import delete_documents
 from indexer.errors import UsageError
+from search import Hits
 from search.evaluate import evaluate, ndcg, recall, reciprocal_rank
 from search.queries import Query
 
@@ -86,3 +89,34 @@ def test_without_a_judged_query_there_is_nothing_to_measure(index: Path) -> None
         for judged in ({}, {"q0": {"d7": 0}}, {"other": {"d7": 1}}):
             with pytest.raises(UsageError, match="do their ids agree"):
                 evaluate(searcher, [Query("q0", "text")], judged)
+
+
+def test_the_loss_is_split_into_filter_encoder_and_index(index: Path) -> None:
+    queries = [Query("q0", "text number 7"), Query("q1", "what else")]
+    judged = {"q0": {"d7": 1}, "q1": {"d1": 1, "d2": 1}}
+    with searching(index) as searcher:
+        figures = evaluate(searcher, queries, judged)
+        filtered = evaluate(searcher, queries, judged, where={"even": True})
+    assert (figures.loss_filter, figures.loss_ann) == (0.0, 0.0)
+    assert figures.loss_encoder == pytest.approx(1.0 - figures.ndcg_at_10)
+    one_of_two = 1.0 / (1.0 + 1.0 / np.log2(3))
+    assert filtered.loss_filter == pytest.approx(1.0 - (0.0 + one_of_two) / 2)
+    for found in (figures, filtered):
+        lost = found.loss_filter + found.loss_encoder + found.loss_ann
+        assert found.ndcg_at_10 == pytest.approx(1.0 - lost)
+
+
+def test_what_the_index_misses_is_its_own_loss(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, judged = [Query("q0", "text number 7")], {"q0": {"d7": 1}}
+    with searching(index) as searcher:
+        real = searcher.search_batch
+
+        def missing(texts: list[str], k: int, *, exact: bool, **options: Any) -> list[Hits]:
+            if exact:
+                return real(texts, k, exact=True, **options)
+            return [Hits(hits[1:], plan="half blind", exact=False) for hits in real(texts, k + 1, **options)]
+
+        monkeypatch.setattr(searcher, "search_batch", missing)
+        figures = evaluate(searcher, queries, judged)
+    assert (figures.loss_filter, figures.loss_encoder, figures.loss_ann) == (0.0, 0.0, 1.0)
+    assert figures.ann_recall_at_10 == pytest.approx(0.9)

@@ -15,9 +15,9 @@ from fakes import FakeEncoder, fake_vector
 from indexes import Oracle, build, flip_byte, only, records, searching, sql
 
 import indexer.ann.generation
-import indexer.build
+import indexer.upkeep
 from indexer.ann.generation import Generation, is_usable
-from indexer.ann.kinds import Kind, choose_kind
+from indexer.ann.kinds import AnnOptions, Kind, choose_recipe
 from indexer.config import VectorDtype
 from indexer.delete import delete_documents
 from indexer.errors import IndexCorruptError, MissingExtraError, StorageError
@@ -58,7 +58,8 @@ def test_a_generation_finds_the_nearest_allowed_slots(built: Path, k: int, share
     generation = Generation(built, row_of(built), DIM)
     queries = np.stack([fake_vector(f"query {i}") for i in range(5)])
     allowed = None if share is None else np.random.default_rng(0).random(N) < share
-    scores, slots = generation.search(queries, k, allowed)
+    bits = None if allowed is None else np.packbits(allowed, bitorder="little")
+    scores, slots = generation.index.search(queries, k, allowed=bits)
     assert scores.shape == slots.shape == (5, min(k, N))
     for query, near, row in zip(queries, slots, scores, strict=True):
         truth = stored(built) @ query
@@ -122,7 +123,7 @@ def test_a_build_that_changes_little_keeps_the_generation(index: Path) -> None:
 
 
 def test_a_long_tail_makes_the_next_writer_rebuild(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexer.build, "TAIL_SLOTS", 10)
+    monkeypatch.setattr(indexer.upkeep, "TAIL_SLOTS", 10)
     old = row_of(index)
     build(index, records(N + 10))
     assert row_of(index) == old
@@ -227,6 +228,6 @@ def test_without_faiss_the_error_names_the_extra_before_anything_is_done(
 
 
 def test_auto_becomes_a_kind_that_says_whether_it_is_exact() -> None:
-    assert choose_kind(Kind.AUTO) is not Kind.AUTO
+    assert choose_recipe(AnnOptions(), N, DIM, VectorDtype.F16).kind is Kind.FLAT
     assert Kind.FLAT.is_exact
     assert not Kind.AUTO.is_exact

@@ -204,3 +204,18 @@ def test_field_types_are_listed_in_alphabetical_order(tmp_path: Path) -> None:
     reader = SnapshotReader(tmp_path)
     assert list(reader.field_types().items()) == [("a", ["integer"]), ("b", ["integer", "null", "string"])]
     reader.close()
+
+
+def test_an_indexed_field_is_searched_by_its_index_and_answers_the_same(tmp_path: Path) -> None:
+    report = build(tmp_path, records(50), index_fields=("n", "tags", "nowhere"))
+    assert [warning.split(":")[0] for warning in report.warnings] == ["--index-field tags", "--index-field nowhere"]
+    assert sql(tmp_path, "SELECT name FROM sqlite_master WHERE name LIKE 'metadata\\_%' ESCAPE '\\'") == [
+        ("metadata_n",)
+    ]
+    plan = sql(tmp_path, "EXPLAIN QUERY PLAN SELECT document FROM metadata AS m WHERE m.n = 7")
+    assert "metadata_n" in plan[0][3]
+    assert build(tmp_path, records(60), index_fields=("n",)).warnings == []
+    with searching(tmp_path) as searcher:
+        assert [hit.id for hit in searcher.search("x", where={"n": 55})] == ["d55"]
+        assert [hit.id for hit in searcher.search("x", where={"n": 7, "tags": {"$contains": "t1"}})] == ["d7"]
+    assert verify_index(tmp_path, deep=True) == []

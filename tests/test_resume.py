@@ -213,7 +213,7 @@ POINTS = [
     ("indexer.metadata:MetadataTable.finish", 3),
     ("indexer.store:Store.commit", 3),
     ("indexer.ann.generation:_write", 1),
-    ("indexer.build:build_generation", 1),
+    ("indexer.upkeep:build_generation", 1),
     ("indexer.store:Store.replace_generation", 1),
 ]
 

@@ -13,11 +13,11 @@ import pytest
 from fakes import fake_vector
 from indexes import Oracle, Record, build, flip_byte, only, records, searching
 
-import indexer.build
 import indexer.ingest
+import indexer.upkeep
 import search.nearest
 import search.searcher
-from indexer.ann.generation import Generation
+from indexer.ann.library import AnnIndex
 from indexer.config import VectorDtype
 from indexer.delete import delete_documents
 from indexer.errors import FilterError, IndexerError, UsageError
@@ -83,14 +83,14 @@ def test_the_oldest_win_ties_although_the_generation_gives_the_youngest_first(
 ) -> None:
     out, oracle = world
     choose("generation", monkeypatch)
-    real = Generation.search
+    real = AnnIndex.search
 
-    def youngest_first(generation: Generation, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> tuple:
-        scores, slots = real(generation, queries, generation.n_slots, allowed)
+    def youngest_first(index: AnnIndex, queries: np.ndarray, k: int, *, allowed: np.ndarray | None) -> tuple:
+        scores, slots = real(index, queries, index.n_slots, allowed=allowed)
         order = np.lexsort((-slots, -scores))[:, :k]
         return np.take_along_axis(scores, order, 1), np.take_along_axis(slots, order, 1)
 
-    monkeypatch.setattr(Generation, "search", youngest_first)
+    monkeypatch.setattr(AnnIndex, "search", youngest_first)
     with searching(out) as searcher:
         for k in (1, 3, 10, 30, 100):
             oracle.check_searcher(searcher, QUERIES, k)
@@ -312,7 +312,7 @@ def test_a_generation_that_a_writer_replaces_under_a_searcher_is_looked_up_again
 ) -> None:
     out, oracle = small
     choose("generation", monkeypatch)
-    monkeypatch.setattr(indexer.build, "TAIL_SLOTS", 0)
+    monkeypatch.setattr(indexer.upkeep, "TAIL_SLOTS", 0)
     real = View.generation
     done = []
 

@@ -6,18 +6,15 @@ A generation is derived. It counts only while a row of the database names it; it
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from indexer.ann.kinds import Kind
-from indexer.config import VectorDtype
-from indexer.errors import IndexCorruptError, MissingExtraError, StorageError
+from indexer.ann.kinds import Kind, Recipe
+from indexer.ann.library import AnnIndex, load_faiss
+from indexer.ann.training import OnStep, make_index
+from indexer.ann.tuning import Effort
+from indexer.errors import IndexCorruptError, StorageError
 from indexer.files import discard, new_name, open_regular, own_path, storage_error, sync_directory, write_all
 from indexer.generations import GenerationRow
 from indexer.vectors import VectorReader
@@ -25,24 +22,9 @@ from indexer.vectors import VectorReader
 HASHED_AT_OPEN_BYTES = 100_000_000
 
 
-def require_faiss() -> None:
-    """Check that a FAISS wheel is installed, without importing it.
-
-    Raises:
-        MissingExtraError: there is none; the message names the extra.
-    """
-    if importlib.util.find_spec("faiss") is None:
-        raise MissingExtraError("faiss", "cpu")
-
-
-def _faiss() -> ModuleType:
-    require_faiss()
-    import faiss
-
-    return faiss
-
-
-def build_generation(directory: Path, vectors: VectorReader, kind: Kind, created_at: str) -> GenerationRow:
+def build_generation(
+    directory: Path, vectors: VectorReader, recipe: Recipe, created_at: str, on_step: OnStep
+) -> GenerationRow:
     """Write a generation over all rows of a vector file, durable under its name, and return the row to commit.
 
     Until a commit names it the file means nothing; a failure leaves at most a stray that the next writer removes.
@@ -50,20 +32,19 @@ def build_generation(directory: Path, vectors: VectorReader, kind: Kind, created
     Args:
         directory: of the index.
         vectors: the vector file.
-        kind: a kind other than AUTO.
+        recipe: what to build.
         created_at: UTC, ISO 8601.
+        on_step: told how far the work is.
 
     Raises:
+        UsageError: FAISS cannot make such an index of these vectors.
         StorageError: the file system refused, or what was written does not read back.
     """
-    faiss = _faiss()
-    index = _empty_index(faiss, vectors.layout.dim, vectors.layout.dtype)
-    for _, block in vectors.blocks(0, vectors.n_rows):
-        index.add(block)
+    index = make_index(vectors, recipe, on_step)
     name = new_name("gen", "faiss")
     temporary = directory / name.replace(".faiss", ".tmp")
     try:
-        n_bytes, sha256 = _write(faiss, index, temporary)
+        n_bytes, sha256 = _write(index, temporary)
         if _hash(temporary) != sha256:
             msg = f"{temporary}: reads back other bytes than were written; check the disk, then run again"
             raise StorageError(msg)
@@ -75,24 +56,21 @@ def build_generation(directory: Path, vectors: VectorReader, kind: Kind, created
     return GenerationRow(
         name=name,
         vector_file=vectors.path.name,
-        kind=kind.value,
+        kind=recipe.kind.value,
         n_slots=vectors.n_rows,
         n_bytes=n_bytes,
         sha256=sha256,
-        details={"faiss": faiss.__version__, "index": type(index).__name__},
+        details={
+            "faiss": load_faiss().__version__,
+            "index": type(index).__name__,
+            "factory": recipe.factory,
+        },
         created_at=created_at,
     )
 
 
-def _empty_index(faiss: ModuleType, dim: int, dtype: VectorDtype) -> Any:  # noqa: ANN401 - faiss is untyped
-    match dtype:
-        case VectorDtype.F16:
-            return faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-        case VectorDtype.F32:
-            return faiss.IndexFlatIP(dim)
-
-
-def _write(faiss: ModuleType, index: Any, path: Path) -> tuple[int, str]:  # noqa: ANN401 - faiss is untyped
+def _write(index: Any, path: Path) -> tuple[int, str]:  # noqa: ANN401 - faiss is untyped
+    faiss = load_faiss()
     # faiss.write_index(path) reports success on a full disk when the last buffer is lost; a callback cannot.
     descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     digest = hashlib.sha256()
@@ -144,46 +122,38 @@ class Generation:
                 f"{path} is damaged: size or hash is not what the database records; the next build or add makes it anew"
             )
             raise IndexCorruptError(msg)
-        self._faiss = _faiss()
-        # A crafted file may announce more than it holds; nothing in a file is larger than the file.
-        self._faiss.set_deserialization_vector_byte_limit(row.n_bytes)
-        self._faiss.set_deserialization_loop_limit(row.n_bytes)
-        try:
-            self._index = self._faiss.read_index(str(path), self._faiss.IO_FLAG_MMAP_IFC)
-        except (MemoryError, RuntimeError) as error:
-            if not path.exists():  # a writer replaced it since it was hashed
-                raise FileNotFoundError(path) from error
-            msg = f"{path} is damaged: FAISS cannot read it; the next build or add makes it anew"
-            raise IndexCorruptError(msg) from error
-        if (self._index.d, self._index.ntotal) != (dim, row.n_slots):
-            msg = f"{path} holds {self._index.ntotal} vectors of {self._index.d} dimensions, not {row.n_slots} of {dim}"
-            raise IndexCorruptError(msg)
         try:
             self.kind = Kind(row.kind)
         except ValueError as error:
             msg = f"{path} is of the kind {row.kind!r}, which this version does not know; exact search still works"
             raise IndexCorruptError(msg) from error
+        faiss = load_faiss()
+        # A crafted file may announce more than it holds; nothing in a file is larger than the file.
+        faiss.set_deserialization_vector_byte_limit(row.n_bytes)
+        faiss.set_deserialization_loop_limit(row.n_bytes)
+        try:
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        except (MemoryError, RuntimeError) as error:
+            if not path.exists():  # a writer replaced it since it was hashed
+                raise FileNotFoundError(path) from error
+            msg = f"{path} is damaged: FAISS cannot read it; the next build or add makes it anew"
+            raise IndexCorruptError(msg) from error
+        if (index.d, index.ntotal) != (dim, row.n_slots):
+            msg = f"{path} holds {index.ntotal} vectors of {index.d} dimensions, not {row.n_slots} of {dim}"
+            raise IndexCorruptError(msg)
+        self.index = AnnIndex(index)
         self.n_slots = row.n_slots
+        self.effort = _effort(row, self.index)
 
-    def search(
-        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return the nearest slots of each query.
 
-        Args:
-            queries: (q, d) float32, unit length.
-            k: how many at most.
-            allowed: (n_slots,) bool, which slots may be returned; None for all.
-
-        Returns:
-            scores, (q, k) float32, cosine as FAISS rounds it, descending; slots, (q, k) int64, -1 = none.
-        """
-        parameters = None
-        if allowed is not None:
-            selector = self._faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-            parameters = self._faiss.SearchParameters(sel=selector)
-        scores, slots = self._index.search(np.ascontiguousarray(queries), min(k, self.n_slots), params=parameters)
-        return scores, slots
+def _effort(row: GenerationRow, index: AnnIndex) -> Effort:
+    """Return how hard a search should try, as it was tuned; all that there is when the row does not say."""
+    search = row.details.get("search")
+    match search:
+        case {"probes": int(probes), "depth": int(depth)} if depth > 0:
+            return Effort(probes=probes, depth=depth)
+        case _:
+            return Effort(probes=index.max_probes, depth=100)
 
 
 def is_usable(directory: Path, row: GenerationRow, dim: int) -> bool:

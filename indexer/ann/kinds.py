@@ -1,15 +1,32 @@
-"""The kinds of FAISS index that a generation can be."""
+"""The kinds of FAISS index that a generation can be, and which one fits."""
 
 from __future__ import annotations
 
+import math
+import re
+from dataclasses import dataclass
 from enum import StrEnum
+
+from indexer.config import VectorDtype
+from indexer.errors import UsageError
+
+TARGET_RECALL = 0.95
+# Comparing with so many stored numbers takes about 3 ms on one core; up to here nothing needs to be approximate.
+FLAT_NUMBERS = 20_000_000
+_ONE_BIT_DIM = 64  # below, one bit for each dimension tells too little
+_TRAINING_PER_LIST = 39  # what FAISS asks for
+_HNSW_LINKS = 32
+_ID_BYTES = 8
 
 
 class Kind(StrEnum):
-    """AUTO lets the size decide; FLAT compares with every vector and is exact."""
+    """AUTO lets size and memory decide; FLAT compares with every vector and is exact; FACTORY is FAISS's own string."""
 
     AUTO = "auto"
     FLAT = "flat"
+    IVF = "ivf"
+    HNSW = "hnsw"
+    FACTORY = "factory"
 
     @property
     def is_exact(self) -> bool:
@@ -17,6 +34,119 @@ class Kind(StrEnum):
         return self is Kind.FLAT
 
 
-def choose_kind(wanted: Kind) -> Kind:
-    """Return the kind to build for what was asked for."""
-    return Kind.FLAT if wanted is Kind.AUTO else wanted
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnnOptions:
+    """What is asked of a generation; None leaves a value to what was asked before, then to the default.
+
+    `kind` is auto, flat, ivf, hnsw, or a FAISS factory string such as `IVF256,PQ32`; `target_recall` the recall@10, in
+    (0, 1], that the search parameters are tuned for; `max_memory_bytes` what the index may take.
+    """
+
+    kind: str | None = None
+    target_recall: float | None = None
+    max_memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.target_recall is not None and not 0 < self.target_recall <= 1:
+            msg = f"--target-recall is {self.target_recall}; it must be above 0 and at most 1"
+            raise UsageError(msg)
+        if self.max_memory_bytes is not None and self.max_memory_bytes < 1:
+            msg = f"--max-index-memory is {self.max_memory_bytes}; it must be at least 1 byte"
+            raise UsageError(msg)
+        if self.kind is not None and self.kind in {"", Kind.FACTORY}:
+            msg = (
+                f"--kind is {self.kind!r}; choose auto, flat, ivf, hnsw, or a FAISS factory string such as IVF256,PQ32"
+            )
+            raise UsageError(msg)
+
+    @property
+    def named_kind(self) -> Kind:
+        """The kind that is asked for; FACTORY for everything that is not a name."""
+        if self.kind is None:
+            return Kind.AUTO
+        return Kind(self.kind) if self.kind in set(Kind) else Kind.FACTORY
+
+    @property
+    def target(self) -> float:
+        """The recall to tune for."""
+        return TARGET_RECALL if self.target_recall is None else self.target_recall
+
+    def over(self, before: AnnOptions) -> AnnOptions:
+        """Return these, with what they leave open taken from what was asked before."""
+        return AnnOptions(
+            kind=before.kind if self.kind is None else self.kind,
+            target_recall=before.target_recall if self.target_recall is None else self.target_recall,
+            max_memory_bytes=before.max_memory_bytes if self.max_memory_bytes is None else self.max_memory_bytes,
+        )
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """Return the bytes that a size such as 4G, 500M or 1000000 names; K, M, G and T are powers of 1,024.
+
+    Raises:
+        UsageError: it names none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if found is None:
+        msg = f"--{option} is {text!r}; give bytes, or a size such as 500M or 4G"
+        raise UsageError(msg)
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """What to build: a FAISS factory string, and about how many bytes the index will take."""
+
+    kind: Kind
+    factory: str
+    n_bytes: int
+
+
+def choose_recipe(options: AnnOptions, n_rows: int, dim: int, dtype: VectorDtype) -> Recipe:
+    """Return what to build for what was asked for.
+
+    AUTO is flat while comparing with every vector is fast and fits; then IVF, whose codes shrink until they fit. HNSW
+    is built on request alone: it takes ten times the memory (docs/decisions/0025).
+
+    Args:
+        options: what was asked for.
+        n_rows: vectors to index.
+        dim: of the vectors.
+        dtype: number format of the vector file.
+    """
+    limit = math.inf if options.max_memory_bytes is None else options.max_memory_bytes
+    flat = Recipe(
+        kind=Kind.FLAT,
+        factory="SQfp16" if dtype is VectorDtype.F16 else "Flat",
+        n_bytes=n_rows * dim * dtype.itemsize,
+    )
+    match options.named_kind:
+        case Kind.FLAT:
+            return flat
+        case Kind.AUTO:
+            few = n_rows * dim <= FLAT_NUMBERS and flat.n_bytes <= limit
+            return flat if few else _ivf(n_rows, dim, limit)
+        case Kind.IVF:
+            return _ivf(n_rows, dim, limit)
+        case Kind.HNSW:
+            row_bytes = dim + _HNSW_LINKS * 2 * 4 + 16
+            return Recipe(kind=Kind.HNSW, factory=f"HNSW{_HNSW_LINKS},SQ8", n_bytes=n_rows * row_bytes)
+        case Kind.FACTORY:
+            return Recipe(kind=Kind.FACTORY, factory=options.kind or "", n_bytes=0)
+
+
+def _ivf(n_rows: int, dim: int, limit: float) -> Recipe:
+    lists = min(2 ** round(math.log2(2 * math.sqrt(max(n_rows, 1)))), max(n_rows // _TRAINING_PER_LIST, 1))
+    codes = [("RaBitQ", math.ceil(dim / 8) + 8)] if dim >= _ONE_BIT_DIM else [("SQ8", dim)]
+    if n_rows >= 256 * _TRAINING_PER_LIST:  # what a product quantiser asks for
+        codes += [(f"PQ{m}", m) for m in (32, 16, 8) if dim % m == 0 and m < codes[0][1]]
+    recipes = [
+        Recipe(
+            kind=Kind.IVF,
+            factory=f"IVF{lists},{code}",
+            n_bytes=n_rows * (code_bytes + _ID_BYTES) + lists * dim * 4,
+        )
+        for code, code_bytes in codes
+    ]
+    return next((recipe for recipe in recipes if recipe.n_bytes <= limit), recipes[-1])

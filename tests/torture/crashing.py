@@ -16,6 +16,7 @@ from indexes import build
 import indexer.build
 import indexer.ingest
 import indexer.store
+import indexer.upkeep
 from indexer.backup import backup_index
 from indexer.compact import compact_index
 from indexer.delete import delete_documents
@@ -40,7 +41,7 @@ def small_commits() -> Sequence[Any]:
         patch.object(indexer.build, "COMMIT_TEXTS", COMMIT_TEXTS),
         patch.object(indexer.ingest, "COMMIT_SECONDS", 1e9),
         patch.object(indexer.build, "COMMIT_SECONDS", 1e9),
-        patch.object(indexer.build, "TAIL_SLOTS", TAIL_SLOTS),
+        patch.object(indexer.upkeep, "TAIL_SLOTS", TAIL_SLOTS),
     )
 
 

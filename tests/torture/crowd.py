@@ -21,7 +21,7 @@ import numpy as np
 from fakes import fake_vector
 from indexes import build, searching
 
-import indexer.build
+import indexer.upkeep
 import search.nearest
 from indexer.compact import compact_index
 from indexer.delete import delete_documents
@@ -111,7 +111,7 @@ def create(out: Path) -> None:
 def write(out: Path, writer: int, until_s: float, compact_every: int) -> tuple[int, Report]:
     """Make step after step, one that is refused again, and return how many were made."""
     script, report, number = Script(writer), Report(), 1
-    with patch.object(indexer.build, "TAIL_SLOTS", TAIL_SLOTS):
+    with patch.object(indexer.upkeep, "TAIL_SLOTS", TAIL_SLOTS):
         while time.monotonic() < until_s:
             put, gone = script.step(number + 1)
             try:

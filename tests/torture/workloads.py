@@ -40,7 +40,7 @@ def small_commits(n_texts: int = COMMIT_TEXTS) -> Iterator[None]:
 @contextmanager
 def rebuilding() -> Iterator[None]:
     """Let every addition make a new generation."""
-    with patch("indexer.build.TAIL_SLOTS", 0):
+    with patch("indexer.upkeep.TAIL_SLOTS", 0):
         yield
 
 

@@ -1,0 +1,194 @@
+"""Search parameters that reach a recall, measured against exact search on vectors of the corpus.
+
+A vector drawn from the corpus is the query; its own slot is left out of truth and answer. Among the parameters whose
+recall is above the target with 95 % confidence the fastest are taken.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.ann.library import AnnIndex
+from indexer.documents import JsonValue
+from indexer.exact import ROUNDING, scan
+from indexer.vectors import VectorReader
+
+K = 10
+_QUERIES = 500
+_TIMED = 100
+_DEPTHS = (10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 130, 160, 200, 300, 400)
+_CONFIDENCE = 1.645  # standard errors, one-sided 95 %
+_STEPS_MORE = 3
+_SEED = 4321
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Effort:
+    """How hard a search tries: `probes` lists or beam length, and `depth` candidates scored from the vector file."""
+
+    probes: int
+    depth: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """What an effort gives: mean recall@10, its standard error, and the milliseconds of one query on one thread."""
+
+    effort: Effort
+    recall: float
+    error: float
+    latency_ms: float
+
+    @property
+    def sure_recall(self) -> float:
+        """The recall that is reached with 95 % confidence."""
+        return self.recall - _CONFIDENCE * self.error
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the point as it is kept with the generation."""
+        return {
+            "probes": self.effort.probes,
+            "depth": self.effort.depth,
+            "recall@10": round(self.recall, 4),
+            "standard_error": round(self.error, 4),
+            "latency_ms": round(self.latency_ms, 3),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tuning:
+    """What was measured with `n_queries` vectors of the corpus, in the order of effort, and what was chosen."""
+
+    target: float
+    n_queries: int
+    chosen: Point
+    points: tuple[Point, ...]
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the chosen effort reaches the target."""
+        return self.chosen.recall >= self.target
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the tuning as `index tune --json` prints it."""
+        return {
+            "target_recall": self.target,
+            "reached": self.is_reached,
+            "queries": self.n_queries,
+            "chosen": self.chosen.to_json(),
+            "points": [point.to_json() for point in self.points],
+        }
+
+
+class Trial:
+    """Queries from the corpus with their exact nearest, to try an index with."""
+
+    def __init__(self, vectors: VectorReader, n_slots: int, on_step: Callable[[], None] | None = None) -> None:
+        """Draw the queries among slots below `n_slots` and find their nearest there."""
+        self._vectors = vectors
+        n = min(_QUERIES, n_slots)
+        self.k = min(K, n_slots - 1)
+        self.own = np.sort(np.random.default_rng(_SEED).choice(n_slots, n, replace=False))
+        self.queries = vectors.rows(self.own)
+        self.least = np.full(n, -np.inf, np.float32)  # the score of the k-th nearest; whatever reaches it is a hit
+        if self.k > 0:
+            near = scan(vectors, self.queries, self.k + 1, range(n_slots))
+            for i, slots in enumerate(near):
+                scores = self._scores(i, slots)
+                self.least[i] = np.sort(scores)[-self.k] - ROUNDING
+            if on_step is not None:
+                on_step()
+
+    def _scores(self, query: int, slots: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the exact scores of some slots, -inf for none (-1) and for the query's own."""
+        scores = np.vecdot(self._vectors.rows(np.maximum(slots, 0)), self.queries[query])
+        scores[(slots < 0) | (slots == self.own[query])] = -np.inf
+        return np.asarray(scores, np.float32)
+
+    def recalls(self, index: AnnIndex, probes: int, depth: int) -> NDArray[np.float64]:
+        """Return the recall of each query at every depth up to `depth` + 1, (q, depth + 1) float64 in [0, 1]."""
+        _, found = index.search(self.queries, depth + 1, probes=probes)
+        hits = np.zeros(found.shape, np.int64)
+        for i, slots in enumerate(found):
+            hits[i] = np.cumsum(self._scores(i, slots) >= self.least[i])
+        return np.minimum(hits, self.k) / max(self.k, 1)
+
+    def latency_ms(self, index: AnnIndex, effort: Effort) -> float:
+        """Return the median time of one query on one thread, with the scores of its candidates from the vector file."""
+        times = []
+        for query in self.queries[:_TIMED]:
+            start = time.perf_counter()
+            _, found = index.search(query[None], effort.depth, probes=effort.probes)
+            _ = np.vecdot(self._vectors.rows(np.maximum(found[0], 0)), query)
+            times.append(time.perf_counter() - start)
+        return 1e3 * float(np.median(times))
+
+    def measure(self, index: AnnIndex, effort: Effort) -> Point:
+        """Return what one effort gives."""
+        return self._point(index, effort, self.recalls(index, effort.probes, effort.depth))
+
+    def _point(self, index: AnnIndex, effort: Effort, recalls: NDArray[np.float64]) -> Point:
+        # One candidate more than the depth was asked for, because the query's own slot takes a place.
+        of_query = recalls[:, min(effort.depth, recalls.shape[1] - 1)]
+        error = float(of_query.std()) / math.sqrt(len(of_query))
+        return Point(
+            effort=effort, recall=float(of_query.mean()), error=error, latency_ms=self.latency_ms(index, effort)
+        )
+
+    def tune(self, index: AnnIndex, target: float, on_step: Callable[[], None] | None = None) -> Tuning:
+        """Return the fastest effort that reaches a recall, the best one when none does.
+
+        Args:
+            index: to search.
+            target: recall@10 in (0, 1].
+            on_step: called after each step, so that the work can be interrupted.
+        """
+        points: list[Point] = []
+        steps_left = _STEPS_MORE
+        for probes in _ladder(index.max_probes):
+            recalls = self.recalls(index, probes, _DEPTHS[-1])
+            point = self._cheapest(index, probes, recalls, target)
+            points.append(point)
+            if on_step is not None:
+                on_step()
+            if self._meets(point, target):
+                steps_left -= 1
+                if not steps_left:
+                    break
+        meeting = [point for point in points if self._meets(point, target)]
+        chosen = (
+            min(meeting, key=lambda point: point.latency_ms)
+            if meeting
+            else max(points, key=lambda point: (point.recall, -point.effort.probes))
+        )
+        return Tuning(target=target, n_queries=len(self.queries), chosen=chosen, points=tuple(points))
+
+    def _cheapest(self, index: AnnIndex, probes: int, recalls: NDArray[np.float64], target: float) -> Point:
+        """Return the point of the smallest depth that meets the target, else of the smallest that gives as much."""
+        best = float(recalls[:, -1].mean())
+        for depth in _DEPTHS:
+            of_query = recalls[:, min(depth, recalls.shape[1] - 1)]
+            sure = float(of_query.mean()) - _CONFIDENCE * float(of_query.std()) / math.sqrt(len(of_query))
+            if sure >= target or float(of_query.mean()) >= best - 1e-3:
+                break
+        return self._point(index, Effort(probes=probes, depth=depth), recalls)
+
+    @staticmethod
+    def _meets(point: Point, target: float) -> bool:
+        return point.sure_recall >= target or point.recall >= 1.0
+
+
+def _ladder(most: int) -> Iterator[int]:
+    """Yield efforts from 1 to the most, each about a quarter more than the one before."""
+    probes = 0
+    while probes < most:
+        probes = max(probes + 1, round(probes * 2 ** (1 / 3)))
+        yield min(probes, most)
+    if most == 0:
+        yield 0

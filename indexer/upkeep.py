@@ -1,0 +1,228 @@
+"""Keeps the generation of an index in step with its vectors: builds, tunes, and tells when that is due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from indexer.ann.generation import Generation, build_generation, is_usable
+from indexer.ann.kinds import AnnOptions, Kind, Recipe, choose_recipe
+from indexer.ann.library import empty_index
+from indexer.ann.tuning import Effort, Point, Trial, Tuning
+from indexer.documents import JsonValue
+from indexer.errors import UsageError
+from indexer.generations import GenerationRow
+from indexer.lock import writer_lock
+from indexer.progress import OnProgress, Phase, Progress
+from indexer.snapshot import SnapshotReader
+from indexer.store import Store, now
+from indexer.vectors import VectorReader
+
+TAIL_SLOTS = 20_000
+DEAD_SHARE = 0.2
+# After so many appended or dead slots the recall is measured again.
+CHECK_SLOTS = 5_000
+
+
+def _tell_nobody(_progress: Progress) -> None:
+    """Take the place of a callback that nobody gave."""
+
+
+def asked_before(store: Store) -> AnnOptions:
+    """Return what was asked of the generation that there is, so that the next one is made alike."""
+    return _asked(_current(store))
+
+
+def bring_generation_up_to_date(store: Store, asked: AnnOptions, on_progress: OnProgress = _tell_nobody) -> list[str]:
+    """Build a new generation where there is none, the tail is long, many slots are dead, or another one is asked for.
+
+    Otherwise the recall of the one that is there is measured again when enough has changed.
+
+    Args:
+        store: the index, open for writing.
+        asked: of the generation; what it leaves open is taken from the one that is there.
+        on_progress: told after each step.
+
+    Returns:
+        What the user should know, one line each.
+    """
+    if store.n_rows == 0:
+        return []
+    current = _current(store)
+    before = _asked(current)
+    asked = asked.over(before)
+    if current is None or asked != before or not is_usable(store.directory, current, store.layout.dim):
+        return _rebuild(store, asked, on_progress)
+    n_dead = store.counts()["dead"]
+    n_newly_dead = n_dead - _number(current.details, "n_dead")
+    n_tail = store.n_rows - current.n_slots
+    if n_tail > TAIL_SLOTS or n_newly_dead > DEAD_SHARE * store.n_rows:
+        return _rebuild(store, asked, on_progress)
+    n_changed = n_tail + n_newly_dead - _number(current.details, "n_changed_at_check")
+    if n_changed >= CHECK_SLOTS and "search" in current.details:
+        return _check(store, current, asked, n_tail + n_newly_dead, on_progress)
+    return []
+
+
+def check_recipe(asked: AnnOptions, dim: int) -> None:
+    """Refuse a factory string that FAISS does not understand, before anything is encoded for it.
+
+    Raises:
+        UsageError: with what FAISS says.
+    """
+    if asked.kind is not None and asked.named_kind is Kind.FACTORY:
+        empty_index(Recipe(kind=Kind.FACTORY, factory=asked.kind, n_bytes=0), dim)
+
+
+def rebuild_generation(directory: Path, asked: AnnOptions, on_progress: OnProgress) -> tuple[GenerationRow, list[str]]:
+    """Make another generation of an index, whatever it has; nothing is encoded.
+
+    Args:
+        directory: of the index.
+        asked: of the generation; what it leaves open is taken from the one that is there.
+        on_progress: told after each step.
+
+    Returns:
+        The generation, and what the user should know, one line each.
+
+    Raises:
+        IndexNotFoundError: there is no index at the path.
+        UsageError: the index is empty, or FAISS cannot make what is asked for.
+    """
+    SnapshotReader(directory).close()  # says so when there is no index
+    with writer_lock(directory), closing(Store.open(directory)) as store:
+        _refuse_empty(store)
+        asked = asked.over(_asked(_current(store)))
+        check_recipe(asked, store.layout.dim)
+        warnings = _rebuild(store, asked, on_progress)
+        return store.generations()[0], warnings
+
+
+def tune_generation(directory: Path, target_recall: float | None, on_progress: OnProgress) -> Tuning:
+    """Measure recall against latency of the generation of an index, and keep the parameters that reach the target.
+
+    Args:
+        directory: of the index.
+        target_recall: recall@10; the default is the one asked for before.
+        on_progress: told after each step.
+
+    Raises:
+        IndexNotFoundError: there is no index at the path.
+        UsageError: there is no generation, or one that is exact.
+    """
+    SnapshotReader(directory).close()  # says so when there is no index
+    with writer_lock(directory), closing(Store.open(directory)) as store:
+        _refuse_empty(store)
+        current = _current(store)
+        if current is None:
+            msg = f"{directory} has no generation to tune; make one: index rebuild {directory}"
+            raise UsageError(msg)
+        asked = AnnOptions(target_recall=target_recall).over(_asked(current))
+        generation = Generation(directory, current, store.layout.dim)
+        if generation.kind.is_exact:
+            msg = f"the generation of {directory} is {current.kind}, which is exact: there is nothing to tune"
+            raise UsageError(msg)
+        with _open_vectors(store) as vectors:
+            step = _steps(on_progress)
+            tuning = Trial(vectors, generation.n_slots, step).tune(generation.index, asked.target, step)
+        details = {**current.details, **_tuned(tuning), "asked": asdict(asked)}
+        store.update_generation(replace(current, details=details))
+        return tuning
+
+
+def _rebuild(store: Store, asked: AnnOptions, on_progress: OnProgress) -> list[str]:
+    recipe = choose_recipe(asked, store.n_rows, store.layout.dim, store.layout.dtype)
+    warnings = []
+    with _open_vectors(store) as vectors:
+
+        def on_step(fraction: float, _step: str) -> None:
+            on_progress(Progress(phase=Phase.INDEX, fraction=fraction * 0.8))
+
+        row = build_generation(store.directory, vectors, recipe, now(), on_step)
+        details = {**row.details, "asked": asdict(asked), "n_dead": store.counts()["dead"]}
+        if not recipe.kind.is_exact:
+            generation = Generation(store.directory, row, store.layout.dim)
+            step = _steps(on_progress)
+            tuning = Trial(vectors, row.n_slots, step).tune(generation.index, asked.target, step)
+            details |= _tuned(tuning)
+            if not tuning.is_reached:
+                warnings.append(_missed(row, tuning.chosen, tuning.target))
+    if asked.max_memory_bytes is not None and row.n_bytes > asked.max_memory_bytes:
+        warnings.append(
+            f"the {row.kind} index takes {row.n_bytes:,} bytes, more than --max-index-memory "
+            f"{asked.max_memory_bytes:,}; no kind that was tried is smaller"
+        )
+    store.replace_generation(replace(row, details=details))
+    return warnings
+
+
+def _check(
+    store: Store, current: GenerationRow, asked: AnnOptions, n_changed: int, on_progress: OnProgress
+) -> list[str]:
+    """Measure the recall of the generation with the parameters it has, and build it anew when that is too low."""
+    generation = Generation(store.directory, current, store.layout.dim)
+    with _open_vectors(store) as vectors:
+        point = Trial(vectors, generation.n_slots, _steps(on_progress)).measure(generation.index, generation.effort)
+    if point.recall < asked.target:
+        return _rebuild(store, asked, on_progress)
+    details = {**current.details, "search": point.to_json(), "n_changed_at_check": n_changed, "checked_at": now()}
+    store.update_generation(replace(current, details=details))
+    return []
+
+
+def _steps(on_progress: OnProgress) -> Callable[[], None]:
+    return lambda: on_progress(Progress(phase=Phase.INDEX, fraction=0.9))
+
+
+def _tuned(tuning: Tuning) -> dict[str, JsonValue]:
+    return {
+        "search": tuning.chosen.to_json(),
+        "target_recall": tuning.target,
+        "tuning_queries": tuning.n_queries,
+        "checked_at": now(),
+    }
+
+
+def _missed(row: GenerationRow, point: Point, target: float) -> str:
+    effort: Effort = point.effort
+    return (
+        f"the {row.kind} index ({row.details['factory']}) reaches recall@10 {point.recall:.3f} at most (probes "
+        f"{effort.probes}, depth {effort.depth}), not {target}; choose another --kind, or search with --exact"
+    )
+
+
+def _current(store: Store) -> GenerationRow | None:
+    return next((row for row in store.generations() if row.vector_file == store.vector_file), None)
+
+
+def _asked(row: GenerationRow | None) -> AnnOptions:
+    """Return what was asked of a generation when it was built, nothing when its row does not say so."""
+    match None if row is None else row.details.get("asked"):
+        case {
+            "kind": str() | None as kind,
+            "target_recall": float() | int() | None as target,
+            "max_memory_bytes": int() | None as memory,
+        }:
+            try:
+                return AnnOptions(kind=kind, target_recall=target, max_memory_bytes=memory)
+            except UsageError:
+                return AnnOptions()
+        case _:
+            return AnnOptions()
+
+
+def _number(details: Mapping[str, JsonValue], key: str) -> int:
+    value = details.get(key)
+    return value if isinstance(value, int) else 0
+
+
+def _open_vectors(store: Store) -> VectorReader:
+    return VectorReader(store.directory, store.vector_file, store.layout, store.n_rows)
+
+
+def _refuse_empty(store: Store) -> None:
+    if store.n_rows == 0:
+        msg = f"{store.directory} is empty; add documents first"
+        raise UsageError(msg)

@@ -1,0 +1,55 @@
+"""Which slots a search may return: a bitmap, and the slots themselves when they are few."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_KEPT_SLOTS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """Slots below `n_rows` that may be returned, `n` of them.
+
+    `bits` holds one bit a slot, (ceil(n_rows / 8),) uint8, the lowest first, as FAISS wants it; None when all are
+    allowed.
+    """
+
+    n_rows: int
+    n: int
+    bits: NDArray[np.uint8] | None
+    _few: NDArray[np.int64] | None = None
+
+    @classmethod
+    def only(cls, slots: NDArray[np.int64], n_rows: int) -> Allowed:
+        """Allow some slots, given ascending."""
+        mask = np.zeros(n_rows, np.bool_)
+        mask[slots] = True
+        return cls(n_rows, len(slots), _pack(mask), slots if len(slots) <= _KEPT_SLOTS else None)
+
+    @classmethod
+    def all_but(cls, slots: NDArray[np.int64], n_rows: int) -> Allowed:
+        """Allow all slots but some."""
+        if not len(slots):
+            return cls(n_rows, n_rows, None)
+        mask = np.ones(n_rows, np.bool_)
+        mask[slots] = False
+        return cls(n_rows, n_rows - len(slots), _pack(mask))
+
+    def slots(self, first: int = 0) -> NDArray[np.int64]:
+        """Return the allowed slots from `first` on, int64 ascending."""
+        if self.bits is None:
+            return np.arange(first, self.n_rows)
+        if self._few is not None:
+            return self._few[np.searchsorted(self._few, first) :]
+        byte = first // 8
+        mask = np.unpackbits(self.bits[byte:], count=self.n_rows - 8 * byte, bitorder="little")
+        found = np.flatnonzero(mask) + 8 * byte
+        return found[np.searchsorted(found, first) :]
+
+
+def _pack(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    return np.packbits(mask, bitorder="little")

@@ -1,0 +1,341 @@
+"""Approximate generations: what is chosen, that recall is what exact search says, and that answers stay whole."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import indexer.upkeep
+from indexer.ann.generation import Generation
+from indexer.ann.kinds import FLAT_NUMBERS, AnnOptions, Kind, choose_recipe, parse_bytes
+from indexer.ann.tuning import Effort, Trial
+from indexer.changes import Changes, NewDocument, PassageRow
+from indexer.config import VectorDtype
+from indexer.documents import Document, Place, text_key
+from indexer.errors import UsageError
+from indexer.info import generation_text
+from indexer.progress import Progress
+from indexer.snapshot import Snapshot, SnapshotReader
+from indexer.store import Store
+from indexer.upkeep import bring_generation_up_to_date, check_recipe, rebuild_generation, tune_generation
+from indexer.vectors import VectorReader
+from search.allowed import Allowed
+from search.nearest import View, nearest
+
+N, DIM = 6_000, 64
+KINDS = ["ivf", "hnsw", "IVF32,SQ8", "PCA48,IVF16,SQ8"]
+
+
+def tell_nobody(_: Progress) -> None:
+    """Take the place of a callback."""
+
+
+def clustered(n: int, dim: int, seed: int) -> np.ndarray:
+    """Return unit vectors in loose clusters, as texts are."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(7).standard_normal((60, dim))
+    vectors = centres[random.integers(0, 60, n)] + 0.9 * random.standard_normal((n, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def append(store: Store, vectors: np.ndarray) -> None:
+    source = store.source("test")
+    first = store.n_rows
+    documents = [Document(f"d{first + i}", f"text {first + i}", {}, Place("test", i + 1)) for i in range(len(vectors))]
+    rows = [PassageRow(None, None, text_key(document.text), 2, 0) for document in documents]
+    new = [NewDocument(document, source, [row]) for document, row in zip(documents, rows, strict=True)]
+    store.commit(Changes(appended=new), vectors)
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    return clustered(N, DIM, 1)
+
+
+@pytest.fixture
+def index(tmp_path: Path, vectors: np.ndarray) -> Path:
+    with closing(Store.create(tmp_path, dim=DIM, vector_dtype=VectorDtype.F16, settings={}, canaries=[])) as store:
+        append(store, vectors)
+    return tmp_path
+
+
+def snapshot_of(index: Path) -> Snapshot:
+    with closing(SnapshotReader(index)) as reader:
+        return reader.snapshot()
+
+
+def exact(stored: np.ndarray, queries: np.ndarray, k: int, keep: np.ndarray | None = None) -> list[set[int]]:
+    scores = queries @ stored.astype(np.float16).astype(np.float32).T
+    if keep is not None:
+        scores[:, ~keep] = -2
+    return [set(np.argsort(-row)[:k].tolist()) for row in scores]
+
+
+def found_share(found: list[np.ndarray], truth: list[set[int]]) -> float:
+    return float(
+        np.mean([len(set(near.tolist()) & right) / len(right) for near, right in zip(found, truth, strict=True)])
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_recall_that_is_recorded_is_what_fresh_queries_find(index: Path, vectors: np.ndarray, kind: str) -> None:
+    row, warnings = rebuild_generation(index, AnnOptions(kind=kind, target_recall=0.9), tell_nobody)
+    assert warnings == []
+    search = row.details["search"]
+    assert isinstance(search, dict)
+    assert float(str(search["recall@10"])) >= 0.9
+    queries = clustered(300, DIM, 2)
+    view = View.open(index, snapshot_of(index))
+    found = nearest_through_generation(view, queries, 10, view.live())
+    share = found_share(found.slots, exact(vectors, queries, 10))
+    assert share >= 0.88
+    assert not found.exact
+    assert row.kind in found.plan
+    for query, scores, slots in zip(queries, found.scores, found.slots, strict=True):
+        truth = vectors[slots].astype(np.float16).astype(np.float64) @ query.astype(np.float64)
+        np.testing.assert_allclose(scores, truth, atol=1e-9)
+        assert (np.diff(scores) <= 0).all()
+
+
+def nearest_through_generation(view: View, queries: np.ndarray, k: int, allowed: Allowed):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("search.nearest.EXACT_SLOTS", 5)
+        return nearest(view, queries, k, allowed, exact=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.0005, 0.1, 0.3, 1.0])
+def test_k_hits_come_back_at_every_selectivity(index: Path, vectors: np.ndarray, kind: str, share: float) -> None:
+    rebuild_generation(index, AnnOptions(kind=kind, target_recall=0.9), tell_nobody)
+    keep = np.random.default_rng(3).random(N) < share
+    allowed = Allowed.only(np.flatnonzero(keep), N)
+    view = View.open(index, snapshot_of(index))
+    queries = clustered(100, DIM, 4)
+    found = nearest_through_generation(view, queries, 10, allowed)
+    n = min(10, int(keep.sum()))
+    assert all(len(slots) == n for slots in found.slots)
+    assert all(keep[slots].all() for slots in found.slots)
+    assert found_share(found.slots, exact(vectors, queries, n, keep)) >= 0.85
+
+
+def test_matches_that_lie_where_no_query_looks_are_found_all_the_same(index: Path, vectors: np.ndarray) -> None:
+    rebuild_generation(index, AnnOptions(kind="ivf", target_recall=0.8), tell_nobody)
+    query = vectors[:1]
+    keep = np.zeros(N, np.bool_)
+    keep[np.argsort(vectors @ query[0])[:12]] = True  # the twelve farthest
+    view = View.open(index, snapshot_of(index))
+    found = nearest_through_generation(view, query, 10, Allowed.only(np.flatnonzero(keep), N))
+    assert set(found.slots[0].tolist()) <= set(np.flatnonzero(keep).tolist())
+    assert len(found.slots[0]) == 10
+
+
+def test_as_many_hits_as_there_are_vectors_can_be_asked_for(index: Path) -> None:
+    rebuild_generation(index, AnnOptions(kind="hnsw"), tell_nobody)
+    view = View.open(index, snapshot_of(index))
+    found = nearest_through_generation(view, clustered(2, DIM, 5), N, view.live())
+    assert [sorted(slots.tolist()) for slots in found.slots] == [list(range(N))] * 2
+
+
+def test_the_trial_counts_hits_as_brute_force_does(index: Path, vectors: np.ndarray) -> None:
+    rebuild_generation(index, AnnOptions(kind="IVF32,SQ8"), tell_nobody)
+    snapshot = snapshot_of(index)
+    assert snapshot.generation is not None
+    generation = Generation(index, snapshot.generation, DIM)
+    with VectorReader(index, snapshot.vector_file, snapshot.layout, N) as reader:
+        trial = Trial(reader, N)
+        point = trial.measure(generation.index, Effort(probes=3, depth=20))
+        stored = vectors.astype(np.float16).astype(np.float32)
+        hits = []
+        for own, query in zip(trial.own, trial.queries, strict=True):
+            scores = stored @ query
+            scores[own] = -2
+            truth = set(np.argsort(-scores)[:10].tolist())
+            _, slots = generation.index.search(query[None], 21, probes=3)
+            hits.append(len((set(slots[0].tolist()) - {own}) & truth) / 10)
+        assert point.recall == pytest.approx(np.mean(hits), abs=2e-3)
+        with_all = trial.measure(generation.index, Effort(probes=32, depth=400))
+        assert with_all.recall == pytest.approx(1.0, abs=2e-3)
+
+
+def test_a_target_that_cannot_be_reached_is_said(index: Path) -> None:
+    row, warnings = rebuild_generation(index, AnnOptions(kind="PQ2x4", target_recall=0.999), tell_nobody)
+    assert row.kind == Kind.FACTORY
+    assert len(warnings) == 1
+    assert "recall@10" in warnings[0]
+    tuning = tune_generation(index, None, tell_nobody)
+    assert not tuning.is_reached
+    assert tuning.target == 0.999
+
+
+def test_tuning_for_another_target_changes_the_row_alone(index: Path) -> None:
+    row, _ = rebuild_generation(index, AnnOptions(kind="ivf", target_recall=0.99), tell_nobody)
+    tuning = tune_generation(index, 0.8, tell_nobody)
+    after = snapshot_of(index).generation
+    assert after is not None
+    assert (after.name, after.sha256) == (row.name, row.sha256)
+    assert tuning.is_reached
+    assert after.details["search"] == tuning.chosen.to_json()
+    assert after.details["target_recall"] == 0.8
+    assert tuning.chosen.effort.probes < int(str(row.details["search"]["probes"]))  # type: ignore[index, call-overload]
+
+
+def test_an_exact_generation_and_none_at_all_cannot_be_tuned(index: Path) -> None:
+    with pytest.raises(UsageError, match="index rebuild"):
+        tune_generation(index, None, tell_nobody)
+    rebuild_generation(index, AnnOptions(kind="flat"), tell_nobody)
+    with pytest.raises(UsageError, match="exact"):
+        tune_generation(index, None, tell_nobody)
+
+
+def test_what_was_asked_for_once_holds_until_something_else_is_asked_for(index: Path) -> None:
+    rebuild_generation(index, AnnOptions(kind="ivf", target_recall=0.8), tell_nobody)
+    with closing(Store.open(index)) as store:
+        bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
+        first = store.generations()
+        bring_generation_up_to_date(store, AnnOptions(kind="ivf"), tell_nobody)
+        assert store.generations() == first
+        bring_generation_up_to_date(store, AnnOptions(kind="hnsw"), tell_nobody)
+        (row,) = store.generations()
+    assert row.kind == "hnsw"
+    assert row.details["target_recall"] == 0.8
+
+
+def test_recall_is_measured_again_after_many_changes(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexer.upkeep, "CHECK_SLOTS", 100)
+    rebuild_generation(index, AnnOptions(kind="ivf", target_recall=0.8), tell_nobody)
+    with closing(Store.open(index)) as store:
+        (before,) = store.generations()
+        append(store, clustered(99, DIM, 6))
+        bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
+        assert store.generations() == [before]
+        append(store, clustered(1, DIM, 8))
+        bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
+        (after,) = store.generations()
+        assert (after.name, after.details["n_changed_at_check"]) == (before.name, 100)
+        spoiled = {**after.details, "search": {"probes": 1, "depth": 1}, "n_changed_at_check": 0}
+        store.update_generation(type(after)(**{**after.to_json(), "details": spoiled}))  # type: ignore[arg-type]
+        bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
+        (anew,) = store.generations()
+        assert anew.name != after.name
+        assert anew.n_slots == N + 100
+
+
+def test_an_interrupt_while_an_index_is_trained_leaves_the_old_one(index: Path) -> None:
+    row, _ = rebuild_generation(index, AnnOptions(kind="flat"), tell_nobody)
+    told = []
+
+    def stop(progress: Progress) -> None:
+        told.append(progress.fraction)
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rebuild_generation(index, AnnOptions(kind="ivf"), stop)
+    assert told == sorted(told)
+    assert snapshot_of(index).generation == row
+    Store.open(index).close()
+    assert [path.name for path in index.glob("gen-*")] == [row.name]
+
+
+@pytest.mark.parametrize("kind", ["nonsense", "IVF16,PQ7"])
+def test_a_factory_string_that_faiss_cannot_make_is_refused_at_once(index: Path, kind: str) -> None:
+    with pytest.raises(UsageError, match="--kind"):
+        check_recipe(AnnOptions(kind=kind), DIM)
+    with pytest.raises(UsageError, match="--kind"):
+        rebuild_generation(index, AnnOptions(kind=kind), tell_nobody)
+
+
+@pytest.mark.parametrize(
+    ("n", "dim", "limit", "kind", "factory"),
+    [
+        (50_000, 384, None, Kind.FLAT, "SQfp16"),
+        (FLAT_NUMBERS // 384 + 1, 384, None, Kind.IVF, "IVF512,RaBitQ"),
+        (200_000, 384, None, Kind.IVF, "IVF1024,RaBitQ"),
+        (800_000, 384, None, Kind.IVF, "IVF2048,RaBitQ"),
+        (1_000_000, 32, None, Kind.IVF, "IVF2048,SQ8"),
+        (50_000, 384, 10_000_000, Kind.IVF, "IVF512,RaBitQ"),
+        (10_000_000, 384, 500_000_000, Kind.IVF, "IVF8192,PQ32"),
+    ],
+)
+def test_auto_goes_by_size_dimension_and_memory(n: int, dim: int, limit: int | None, kind: Kind, factory: str) -> None:
+    recipe = choose_recipe(AnnOptions(max_memory_bytes=limit), n, dim, VectorDtype.F16)
+    assert (recipe.kind, recipe.factory) == (kind, factory)
+    assert limit is None or recipe.n_bytes <= limit
+
+
+def test_the_size_that_is_foretold_is_about_that_of_the_file(index: Path) -> None:
+    for kind in ("flat", "ivf", "hnsw"):
+        row, _ = rebuild_generation(index, AnnOptions(kind=kind, target_recall=0.5), tell_nobody)
+        recipe = choose_recipe(AnnOptions(kind=kind), N, DIM, VectorDtype.F16)
+        assert recipe.n_bytes == pytest.approx(row.n_bytes, rel=0.1)
+
+
+def test_an_index_over_its_memory_is_said(index: Path) -> None:
+    _, warnings = rebuild_generation(index, AnnOptions(kind="ivf", max_memory_bytes=1000), tell_nobody)
+    assert "--max-index-memory 1,000" in warnings[0]
+
+
+@pytest.mark.parametrize(("text", "n"), [("4G", 4 * 1024**3), ("1.5m", 1_572_864), ("10 KiB", 10_240), ("7", 7)])
+def test_sizes_are_read(text: str, n: int) -> None:
+    assert parse_bytes(text, "max-index-memory") == n
+
+
+@pytest.mark.parametrize("text", ["", "G", "4X", "-1", "1e9"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="max-index-memory"):
+        parse_bytes(text, "max-index-memory")
+
+
+@pytest.mark.parametrize(
+    "options", [{"target_recall": 0.0}, {"target_recall": 1.1}, {"max_memory_bytes": 0}, {"kind": ""}]
+)
+def test_options_that_cannot_be_meant_are_refused(options: dict) -> None:
+    with pytest.raises(UsageError):
+        AnnOptions(**options)
+
+
+def test_allowed_slots_are_the_same_as_bits_and_as_slots() -> None:
+    random = np.random.default_rng(0)
+    for n in (1, 7, 8, 9, 100, 60_000):
+        mask = random.random(n) < 0.7
+        for allowed in (Allowed.only(np.flatnonzero(mask), n), Allowed.all_but(np.flatnonzero(~mask), n)):
+            assert allowed.n == mask.sum()
+            for first in {0, 1, 8, n // 2, n}:
+                if first <= n:
+                    np.testing.assert_array_equal(allowed.slots(first), np.flatnonzero(mask[first:]) + first)
+    assert Allowed.all_but(np.empty(0, np.int64), 5).bits is None
+
+
+def test_the_commands_rebuild_tune_and_info_say_what_was_measured(index: Path) -> None:
+    from typer.testing import CliRunner
+
+    from search.cli import app
+
+    runner = CliRunner()
+    rebuilt = runner.invoke(app, ["rebuild", str(index), "--kind", "ivf", "--target-recall", "0.9", "--json"])
+    assert rebuilt.exit_code == 0, rebuilt.output
+    row = json.loads(rebuilt.stdout)
+    assert row["kind"] == "ivf"
+    assert row["details"]["search"]["recall@10"] >= 0.9
+    tuned = runner.invoke(app, ["tune", str(index), "--target-recall", "0.8", "--json"])
+    assert tuned.exit_code == 0, tuned.output
+    figures = json.loads(tuned.stdout)
+    assert figures["reached"]
+    assert figures["chosen"] in figures["points"]
+    assert "<- chosen" in runner.invoke(app, ["tune", str(index)]).stdout
+    text = generation_text(snapshot_of(index).generation.to_json())  # type: ignore[union-attr]
+    assert "recall@10" in text
+    assert "(target 0.8)" in text
+
+
+def test_the_picture_is_a_png(index: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from indexer.plot import draw_tuning
+
+    rebuild_generation(index, AnnOptions(kind="IVF32,SQ8"), tell_nobody)
+    draw_tuning(tune_generation(index, None, tell_nobody), tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
