@@ -166,6 +166,18 @@ def test_a_refused_append_can_be_made_again_at_the_same_slot(
         np.testing.assert_array_equal(reader.rows(np.arange(7)), np.concatenate((rows, more)).astype(np.float32))
 
 
+@pytest.mark.parametrize("dtype", VectorDtype)
+def test_rows_are_streamed_in_order_and_a_file_that_shrinks_is_damage(dtype: VectorDtype, tmp_path: Path) -> None:
+    name, layout, rows = filled(tmp_path, 25, dtype)
+    with VectorReader(tmp_path, name, layout, 25) as reader:
+        blocks = list(reader.streamed(10))
+        assert [first for first, _ in blocks] == [0, 10, 20]
+        np.testing.assert_array_equal(np.concatenate([block for _, block in blocks]), rows.astype(np.float32))
+        os.truncate(tmp_path / name, layout.file_bytes(24))
+        with pytest.raises(IndexCorruptError, match="slots 20 to 24"):
+            list(reader.streamed(10))
+
+
 def test_an_empty_file_has_no_rows_and_no_blocks(tmp_path: Path) -> None:
     layout = layout_of(VectorDtype.F16)
     with VectorReader(tmp_path, create_vector_file(tmp_path, layout), layout, 0) as reader:

@@ -48,7 +48,7 @@ def make_index(vectors: VectorReader, recipe: Recipe, on_step: OnStep) -> Any:  
             index.train(sample)
             del sample
             on_step(trained_share, "trained")
-        for first, block in vectors.blocks(0, vectors.n_rows):
+        for first, block in vectors.streamed():
             index.add(block)
             done = (first + len(block)) / vectors.n_rows
             on_step(trained_share + (1 - trained_share) * done, "adding")
