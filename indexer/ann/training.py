@@ -48,6 +48,8 @@ def make_index(vectors: VectorReader, recipe: Recipe, on_step: OnStep) -> Any:  
             index.train(sample)
             del sample
             on_step(trained_share, "trained")
+        if recipe.kind is Kind.FLAT:
+            _reserve(index, vectors.n_rows)
         for first, block in vectors.streamed():
             index.add(block)
             done = (first + len(block)) / vectors.n_rows
@@ -56,6 +58,12 @@ def make_index(vectors: VectorReader, recipe: Recipe, on_step: OnStep) -> Any:  
         msg = f"--kind {recipe.factory!r} cannot be built over {vectors.n_rows:,} vectors: {said(error)}"
         raise UsageError(msg) from error
     return index
+
+
+def _reserve(index: Any, n_rows: int) -> None:  # noqa: ANN401 - faiss is untyped
+    """Take the memory for all rows at once: growing by doubling needs up to twice as much for a moment."""
+    index.codes.resize(n_rows * index.code_size)
+    index.codes.resize(0)
 
 
 def _sample(vectors: VectorReader, index: Any) -> NDArray[np.float32]:  # noqa: ANN401 - faiss is untyped
