@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.ann.generation import Generation
+from indexer.ann.kinds import Kind
 from indexer.errors import IndexCorruptError
 from indexer.exact import ROUNDING, rank, scan
 from indexer.filters import Filter
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # Up to here comparing with every vector takes a few milliseconds, and spares loading FAISS.
 EXACT_SLOTS = 10_000
+# A flat index finds nothing sooner than the vector file does, so twice as many are worth 0.1 s of loading FAISS.
+_TIMES_FOR_FLAT = 2
 _SPARE = 16
 _CACHED_FILTERS = 32
 _TUNED_K = 10
@@ -114,7 +117,7 @@ def nearest(view: View, queries: NDArray[np.float32], k: int, allowed: Allowed, 
         exact: compare with every allowed slot, whatever it costs.
     """
     n_rows = view.snapshot.n_rows
-    generation = None if exact or allowed.n <= EXACT_SLOTS else view.generation()
+    generation = None if exact or allowed.n <= _most_one_by_one(view) else view.generation()
     if generation is None:
         return _one_by_one(view, queries, k, allowed)
     tail = allowed.slots(generation.n_slots)
@@ -129,6 +132,12 @@ def nearest(view: View, queries: NDArray[np.float32], k: int, allowed: Allowed, 
     if len(tail):
         plan += f", {len(tail):,} newer ones compared one by one"
     return _answer(found, plan, is_exact=generation.kind.is_exact)
+
+
+def _most_one_by_one(view: View) -> int:
+    """Return up to how many candidates are compared one by one where there is a generation."""
+    row = view.snapshot.generation
+    return EXACT_SLOTS * (_TIMES_FOR_FLAT if row is not None and row.kind == Kind.FLAT else 1)
 
 
 def _one_by_one(view: View, queries: NDArray[np.float32], k: int, allowed: Allowed) -> Nearest:
