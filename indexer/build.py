@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.ann.engine import require_faiss
 from indexer.ann.kinds import AnnOptions
-from indexer.ann.library import require_faiss
 from indexer.changes import Changes
 from indexer.config import EncoderOptions, IfExists, OnError, ReadOptions, VectorDtype
 from indexer.corpus import Source, check_sources, read_corpus, source_name

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.ann.library import require_faiss
+from indexer.ann.engine import require_faiss
 from indexer.files import discard, storage_errors
 from indexer.lock import writer_lock
 from indexer.store import Store

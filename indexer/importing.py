@@ -6,8 +6,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from indexer.ann.engine import require_faiss
 from indexer.ann.kinds import AnnOptions
-from indexer.ann.library import require_faiss
 from indexer.encoder.contract import Contract
 from indexer.errors import IndexCorruptError
 from indexer.lock import writer_lock

@@ -7,9 +7,9 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from indexer.ann.engine import empty_index
 from indexer.ann.generation import Generation, build_generation, is_usable
 from indexer.ann.kinds import AnnOptions, Kind, Recipe, choose_recipe
-from indexer.ann.library import empty_index
 from indexer.ann.tuning import Effort, Point, Trial, Tuning
 from indexer.documents import JsonValue
 from indexer.errors import UsageError

@@ -17,7 +17,7 @@ import indexer.ingest
 import indexer.upkeep
 import search.nearest
 import search.searcher
-from indexer.ann.library import AnnIndex
+from indexer.ann.engine import AnnIndex
 from indexer.config import VectorDtype
 from indexer.delete import delete_documents
 from indexer.errors import FilterError, IndexerError, UsageError

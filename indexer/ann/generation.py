@@ -1,4 +1,4 @@
-"""Generation files: FAISS indexes over the first slots of a vector file. The only home of faiss.
+"""Generation files: FAISS indexes over the first slots of a vector file.
 
 A generation is derived. It counts only while a row of the database names it; its FAISS ids are slots.
 """
@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from indexer.ann.engine import AnnIndex, load_faiss
 from indexer.ann.kinds import Kind, Recipe
-from indexer.ann.library import AnnIndex, load_faiss
 from indexer.ann.training import OnStep, make_index
 from indexer.ann.tuning import Effort
 from indexer.errors import IndexCorruptError, StorageError

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.ann.engine import empty_index, load_faiss, said
 from indexer.ann.kinds import Kind, Recipe
-from indexer.ann.library import empty_index, load_faiss, said
 from indexer.errors import UsageError
 from indexer.vectors import VectorReader
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.ann.library import AnnIndex
+from indexer.ann.engine import AnnIndex
 from indexer.documents import JsonValue
 from indexer.exact import ROUNDING, scan
 from indexer.vectors import VectorReader
