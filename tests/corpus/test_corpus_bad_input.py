@@ -163,6 +163,7 @@ def test_a_bad_input_stops_the_run_with_its_place_and_reason(case: Case, tmp_pat
     assert case.phrase in error.reason
     assert SECRET not in str(error)
     assert len(str(error).splitlines()) == 1
+    assert error.exit_code == 4
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
