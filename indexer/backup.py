@@ -15,6 +15,7 @@ from indexer.database import connect_reader, transaction, translated
 from indexer.errors import IndexCorruptError, StorageError, UsageError
 from indexer.files import (
     DATABASE,
+    directory_bytes,
     discard,
     is_own_name,
     make_directory,
@@ -84,13 +85,11 @@ def backup_index(directory: Path, target: Path) -> BackupReport:
             f"the copy at {target} is not sound: {problems[0]}; do not rely on it, run: index verify {directory} --deep"
         )
         raise StorageError(msg)
-    with storage_errors(target):
-        n_bytes = sum(path.stat().st_size for path in target.iterdir())
     return BackupReport(
         documents=snapshot.n_documents,
         passages=snapshot.n_passages,
         generation=snapshot.generation is not None,
-        bytes=n_bytes,
+        bytes=directory_bytes(target),
     )
 
 

@@ -22,10 +22,10 @@ from indexer.corpus import Source, check_sources, read_corpus, source_name
 from indexer.documents import Document, Place
 from indexer.encoder.contract import CANARY_TEXTS, Contract
 from indexer.errors import ContractError, CorpusError, EncoderError, IndexNotFoundError, UsageError
-from indexer.files import DATABASE, LOCK, is_own_name, make_directory, storage_errors
+from indexer.files import DATABASE, LOCK, directory_bytes, is_own_name, make_directory, storage_errors
 from indexer.ingest import COMMIT_SECONDS, COMMIT_TEXTS, Ingest, TextEncoder
 from indexer.lock import writer_lock
-from indexer.progress import BuildReport, OnProgress, Phase, Progress, Stopwatch
+from indexer.progress import BuildReport, OnProgress, Phase, Progress, Stopwatch, tell_nobody
 from indexer.snapshot import SnapshotReader
 from indexer.store import Store
 from indexer.upkeep import bring_generation_up_to_date, check_recipe
@@ -79,7 +79,7 @@ def run_build(
         on_progress: called after each commit.
     """
     watch, report = Stopwatch(), BuildReport()
-    tell = on_progress or _tell_nobody
+    tell = on_progress or tell_nobody
     check_sources(sources)
     require_faiss()
     recorded = read_recorded(directory)
@@ -91,7 +91,7 @@ def run_build(
     read = _settle(options, recorded)
     tell(Progress(phase=Phase.LOAD))
     with watch.stage("load"):
-        encoder = (load_encoder or _load_bulk)(options.encoder, contract=recorded.contract if recorded else None)
+        encoder = (load_encoder or load_bulk_encoder)(options.encoder, contract=recorded.contract if recorded else None)
     check_recipe(options.ann, encoder.contract.dim)
     report.warnings += encoder.warnings
     tell(Progress(phase=Phase.ENCODE, warnings=tuple(encoder.warnings)))
@@ -114,7 +114,7 @@ def run_build(
     stages = ("load", "read", "tokenize", "encode", "commit", "index")
     watch.seconds.update(encoder.seconds)
     report.seconds = {name: watch.seconds[name] for name in stages} | {"total": watch.total_s()}
-    report.bytes = sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+    report.bytes = directory_bytes(directory)
     tell(Progress(phase=Phase.DONE, n_documents=run.n_documents, n_encoded=report.encoded, fraction=1.0))
     return report
 
@@ -159,10 +159,6 @@ def read_recorded(directory: Path) -> Recorded | None:
         )
 
 
-def _tell_nobody(_progress: Progress) -> None:
-    """Take the place of a callback that nobody gave."""
-
-
 def _check_target(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
         msg = f"{directory} is a file; give --out a directory that is new, empty or an index"
@@ -197,7 +193,8 @@ def _shown(value: str | tuple[str, ...] | None) -> str | None:
     return ",".join(value) if isinstance(value, tuple) else value
 
 
-def _load_bulk(options: EncoderOptions, *, contract: Contract | None) -> TextEncoder:
+def load_bulk_encoder(options: EncoderOptions, *, contract: Contract | None) -> TextEncoder:
+    """Load the encoder of a model with torch; `BulkEncoder.load` says more."""
     from indexer.encoder.bulk import BulkEncoder
 
     return BulkEncoder.load(options, contract=contract)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.ann.engine import require_faiss
-from indexer.files import discard, storage_errors
+from indexer.files import directory_bytes, discard
 from indexer.lock import writer_lock
 from indexer.store import Store
 from indexer.upkeep import asked_before, bring_generation_up_to_date
@@ -64,12 +64,6 @@ def compact_index(directory: Path) -> CompactReport:
         bytes_before=bytes_before,
         bytes_after=directory_bytes(directory),
     )
-
-
-def directory_bytes(directory: Path) -> int:
-    """Return the size of the files in a directory."""
-    with storage_errors(directory):
-        return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
 
 
 def rewrite_vectors(store: Store, parts: Iterable[NDArray[np.generic]]) -> None:

@@ -159,3 +159,9 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise storage_error(path, error) from error
+
+
+def directory_bytes(directory: Path) -> int:
+    """Return the size of the files in a directory."""
+    with storage_errors(directory):
+        return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from indexer.documents import JsonValue
+from indexer.files import directory_bytes
 from indexer.snapshot import SnapshotReader
 
 
@@ -35,7 +36,7 @@ def describe(directory: Path) -> dict[str, JsonValue]:
             "dead": len(snapshot.dead),
             "fields": {name: list(types) for name, types in reader.field_types().items()},
             "truncation": dict(reader.truncation()),
-            "bytes": sum(path.stat().st_size for path in directory.iterdir() if path.is_file()),
+            "bytes": directory_bytes(directory),
         }
 
 

@@ -10,14 +10,11 @@ from pathlib import Path
 
 from indexer.ann.engine import require_faiss
 from indexer.ann.generation import Generation
-from indexer.build import TextEncoderLoader
-from indexer.config import EncoderOptions
+from indexer.build import TextEncoderLoader, load_bulk_encoder
 from indexer.database import check_place, connect_writer, stored_json, transaction, translated
 from indexer.documents import JsonValue
-from indexer.encoder.contract import Contract
 from indexer.errors import IndexCorruptError, IndexNotFoundError, StorageError
 from indexer.files import DATABASE, mend
-from indexer.ingest import TextEncoder
 from indexer.lock import writer_lock
 from indexer.metadata import MetadataTable
 from indexer.reencode import find_damage, mend_vectors
@@ -70,7 +67,7 @@ def repair_index(
     with writer_lock(directory):
         try:
             _mend_database(path, report)
-            if _mend_vectors(directory, report, load_encoder or _load_bulk, encode_damaged, device):
+            if _mend_vectors(directory, report, load_encoder or load_bulk_encoder, encode_damaged, device):
                 _mend_generations(directory, report)
         except (IndexCorruptError, StorageError) as error:
             report.left.append(str(error))
@@ -83,12 +80,6 @@ def _without_advice(lines: list[str], directory: Path) -> list[str]:
     """Leave out the advice to run this very command, and lines that another one says more about."""
     said = list(dict.fromkeys(line.replace(f"; {mend(directory)}", "") for line in lines))
     return [line for line in said if not any(other != line and other.startswith(line) for other in said)]
-
-
-def _load_bulk(options: EncoderOptions, *, contract: Contract | None) -> TextEncoder:
-    from indexer.encoder.bulk import BulkEncoder
-
-    return BulkEncoder.load(options, contract=contract)
 
 
 def _mend_vectors(

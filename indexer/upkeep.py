@@ -15,7 +15,7 @@ from indexer.documents import JsonValue
 from indexer.errors import UsageError
 from indexer.generations import GenerationRow
 from indexer.lock import writer_lock
-from indexer.progress import OnProgress, Phase, Progress
+from indexer.progress import OnProgress, Phase, Progress, tell_nobody
 from indexer.snapshot import SnapshotReader
 from indexer.store import Store, now
 from indexer.vectors import VectorReader
@@ -26,16 +26,12 @@ DEAD_SHARE = 0.2
 CHECK_SLOTS = 5_000
 
 
-def _tell_nobody(_progress: Progress) -> None:
-    """Take the place of a callback that nobody gave."""
-
-
 def asked_before(store: Store) -> AnnOptions:
     """Return what was asked of the generation that there is, so that the next one is made alike."""
     return _asked(_current(store))
 
 
-def bring_generation_up_to_date(store: Store, asked: AnnOptions, on_progress: OnProgress = _tell_nobody) -> list[str]:
+def bring_generation_up_to_date(store: Store, asked: AnnOptions, on_progress: OnProgress = tell_nobody) -> list[str]:
     """Build a new generation where there is none, the tail is long, many slots are dead, or another one is asked for.
 
     Otherwise the recall of the one that is there is measured again when enough has changed.

@@ -78,7 +78,7 @@ def run_commands(workload: Workload, root: Path, tell: Callable[[int], None]) ->
             stack.enter_context(patch.object(indexer.console.ProgressDisplay, "__call__", shown))
             encoder = FakeEncoder()
             encoder.seconds["encode"] = 1.0  # the report divides by it
-            stack.enter_context(patch("indexer.build._load_bulk", encoder.load))
+            stack.enter_context(patch("indexer.build.load_bulk_encoder", encoder.load))
             stack.enter_context(patch.object(sys, "argv", ["index", *command.format(root=root).split()]))
             if workload.rebuilds:
                 stack.enter_context(rebuilding())
