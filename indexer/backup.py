@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -15,6 +16,7 @@ from indexer.database import connect_reader, transaction, translated
 from indexer.errors import IndexCorruptError, StorageError, UsageError
 from indexer.files import (
     DATABASE,
+    LOCK,
     directory_bytes,
     discard,
     is_own_name,
@@ -29,6 +31,7 @@ from indexer.files import (
     write_all,
 )
 from indexer.generations import GenerationRow
+from indexer.lock import writer_lock
 from indexer.snapshot import Snapshot, read_snapshot
 from indexer.vectors import VectorReader
 from indexer.verify import verify_index
@@ -38,6 +41,7 @@ logger = logging.getLogger(__name__)
 _STEP_PAGES = 4_096
 _CHUNK_BYTES = 1 << 20
 _TRIES = 5
+_UNFINISHED = re.compile(r"backup-[0-9a-f]{32}\.tmp(-journal)?")
 # What SQLite copies in a third of the time that a commit waits.
 _HELD_UP_BYTES = 1_000_000_000
 
@@ -56,30 +60,35 @@ def backup_index(directory: Path, target: Path) -> BackupReport:
     """Copy an index to a directory that is new or empty; `Index.backup` says more.
 
     The database is copied first and names what else belongs to it. The copy gets its `index.db` last: until then there
-    is no index at `target`.
+    is no index at `target`. What a backup that was cut off left there is removed.
 
     Args:
         directory: of the index.
         target: where the copy goes.
 
     Raises:
-        UsageError: `target` holds something.
+        UsageError: `target` holds something else.
+        IndexLockedError: another backup goes there.
         IndexCorruptError: the index is damaged; the copy is not complete.
         StorageError: the file system refused, or the copy does not read back as it should.
     """
     with closing(connect_reader(directory)):
-        _make_empty(target)
-    temporary = target / new_name("backup", "tmp")
-    try:
-        snapshot = _copy_files(directory, target, temporary)
-    except BaseException:
-        for path in (temporary, *(path for path in target.iterdir() if is_own_name(path.name))):
-            discard(path)
-        raise
+        _check_free(target)
     with storage_errors(target):
-        sync_directory(target)
-        temporary.rename(target / DATABASE)
-        sync_directory(target)
+        make_directory(target)
+    with writer_lock(target):
+        _check_free(target)  # another backup may have come first
+        _clear(target)
+        temporary = target / new_name("backup", "tmp")
+        try:
+            snapshot = _copy_files(directory, target, temporary)
+        except BaseException:
+            _clear(target)
+            raise
+        with storage_errors(target):
+            sync_directory(target)
+            temporary.rename(target / DATABASE)
+            sync_directory(target)
     if problems := verify_index(target, deep=True, generations=False):
         msg = (
             f"the copy at {target} is not sound: {problems[0]}; do not rely on it, run: index verify {directory} --deep"
@@ -93,23 +102,45 @@ def backup_index(directory: Path, target: Path) -> BackupReport:
     )
 
 
-def _make_empty(target: Path) -> None:
+def _check_free(target: Path) -> None:
+    """Refuse a target that holds anything but what a backup that was cut off left."""
     with storage_errors(target):
         if target.is_dir():
-            found = next(target.iterdir(), None)
-            if found is not None:
-                msg = f"{target} is not empty (it holds {found.name}); give a directory that is new or empty"
+            names = {path.name for path in target.iterdir()} - {LOCK}
+            if any(map(_is_unfinished, names)):
+                names = {name for name in names if not (_is_unfinished(name) or is_own_name(name))}
+            if names:
+                msg = f"{target} is not empty (it holds {min(names)}); give a directory that is new or empty"
                 raise UsageError(msg)
         elif target.exists():
             msg = f"{target} is a file; give a directory that is new or empty"
             raise UsageError(msg)
-        make_directory(target)
+
+
+def _is_unfinished(name: str) -> bool:
+    """Tell whether this is the database, or its journal, of a copy that has not become an index."""
+    return _UNFINISHED.fullmatch(name) is not None
+
+
+def _clear(target: Path) -> None:
+    """Remove an unfinished copy; its database, by which the next backup knows it, goes last."""
+    with storage_errors(target):
+        paths = list(target.iterdir())
+        for path in paths:
+            if is_own_name(path.name):
+                discard(path)
+        sync_directory(target)
+        for path in paths:
+            if _is_unfinished(path.name):
+                discard(path)
 
 
 def _copy_files(directory: Path, target: Path, temporary: Path) -> Snapshot:
     """Copy the database, then the files it names; again if compaction took the vector file away in between."""
     for _ in range(_TRIES):
         _copy_database(directory, temporary)
+        with storage_errors(target):
+            sync_directory(target)  # nothing else is there without the mark of an unfinished copy
         with _copied(temporary) as sql, transaction(sql, temporary, "IMMEDIATE"):
             snapshot = read_snapshot(sql, temporary)
             try:

@@ -16,7 +16,15 @@ from indexer import Index
 from indexer.backup import backup_index
 from indexer.compact import compact_index
 from indexer.delete import delete_documents
-from indexer.errors import IndexCorruptError, IndexerError, IndexNotFoundError, StorageError, UsageError
+from indexer.errors import (
+    IndexCorruptError,
+    IndexerError,
+    IndexLockedError,
+    IndexNotFoundError,
+    StorageError,
+    UsageError,
+)
+from indexer.lock import writer_lock
 from indexer.verify import verify_index
 
 QUERIES = ["text number 3", "something else"]
@@ -47,7 +55,10 @@ def test_the_copy_is_an_index_with_the_same_answers(index: tuple[Path, Oracle], 
     copy = tmp_path / "deep" / "copy"
     assert report.bytes == sum(path.stat().st_size for path in copy.iterdir())
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    assert {path.name for path in copy.iterdir()} == {"index.db", only(out, "vectors-*").name, only(out, "gen-*").name}
+    assert {path.name for path in copy.iterdir()} == {
+        *("index.db", "writer.lock"),
+        *(only(out, pattern).name for pattern in ("vectors-*", "gen-*")),
+    }
     check(copy, oracle)
     shutil.rmtree(out)
     copy.rename(out)
@@ -79,7 +90,7 @@ def test_a_bad_generation_is_left_out(harm: str, index: tuple[Path, Oracle], tmp
             path.rename(tmp_path / "elsewhere")
             path.symlink_to(tmp_path / "elsewhere")
     assert backup_index(out, tmp_path / "copy").generation is False
-    assert sorted(path.name[:4] for path in (tmp_path / "copy").iterdir()) == ["inde", "vect"]
+    assert sorted(path.name[:4] for path in (tmp_path / "copy").iterdir()) == ["inde", "vect", "writ"]
     check(tmp_path / "copy", oracle)
 
 
@@ -88,7 +99,7 @@ def test_damaged_vectors_are_found_and_no_index_is_left(index: tuple[Path, Oracl
     flip_byte(only(out, "vectors-*"), -1)
     with pytest.raises(IndexCorruptError, match="slots 40 to 44 are damaged"):
         backup_index(out, tmp_path / "copy")
-    assert list((tmp_path / "copy").iterdir()) == []
+    assert {path.name for path in (tmp_path / "copy").iterdir()} <= {"writer.lock"}
 
 
 def test_a_damaged_text_is_found(index: tuple[Path, Oracle], tmp_path: Path) -> None:
@@ -123,8 +134,36 @@ def test_a_refused_write_leaves_no_index(index: tuple[Path, Oracle], tmp_path: P
 
     with patch.object(os, "pwrite", refuse), pytest.raises(StorageError, match="No space left"):
         backup_index(out, tmp_path / "copy")
-    assert list((tmp_path / "copy").iterdir()) == []
+    assert {path.name for path in (tmp_path / "copy").iterdir()} <= {"writer.lock"}
     backup_index(out, tmp_path / "copy")
+
+
+def test_what_a_backup_that_was_cut_off_left_makes_way(index: tuple[Path, Oracle], tmp_path: Path) -> None:
+    out, oracle = index
+    copy = tmp_path / "copy"
+    backup_index(out, copy)
+    (copy / "index.db").rename(copy / f"backup-{'0' * 32}.tmp")
+    (copy / f"backup-{'0' * 32}.tmp-journal").write_text("half a journal")
+    backup_index(out, copy)
+    assert len(list(copy.iterdir())) == 4
+    check(copy, oracle)
+
+
+def test_an_index_without_its_database_is_not_taken_for_an_unfinished_copy(
+    index: tuple[Path, Oracle], tmp_path: Path
+) -> None:
+    out, _ = index
+    backup_index(out, tmp_path / "copy")
+    (tmp_path / "copy" / "index.db").unlink()
+    with pytest.raises(UsageError, match="not empty"):
+        backup_index(out, tmp_path / "copy")
+
+
+def test_one_backup_at_a_time_goes_to_a_target(index: tuple[Path, Oracle], tmp_path: Path) -> None:
+    out, _ = index
+    (tmp_path / "copy").mkdir()
+    with writer_lock(tmp_path / "copy"), pytest.raises(IndexLockedError, match="is being written by process"):
+        backup_index(out, tmp_path / "copy")
 
 
 def test_it_copies_one_commit_while_others_are_made(tmp_path: Path) -> None:

@@ -100,6 +100,37 @@ class Varlen:
         return self.kernel(queries, keys, values, one_each, self.bounds, 1, self.longest)
 
 
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """Attention with rotary positions: queries and keys are turned by the angles of their positions.
+
+    `cosines` and `sines` are (t, 1, c / 2) float32, of all tokens. Source: Su et al., RoFormer, 2021.
+    """
+
+    inner: Attention
+    texts: Texts
+    cosines: Tensor
+    sines: Tensor
+
+    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor, only: int | None = None) -> Tensor:
+        """Turn and attend."""
+        import torch
+
+        cosines, sines = self.cosines, self.sines
+        if only is not None:
+            tokens = self.texts.starts if only == 0 else self.texts.starts + self.texts.lengths - 1
+            at = torch.from_numpy(tokens).to(cosines.device)
+            cosines, sines = cosines[at], sines[at]
+        return self.inner(_turned(queries, cosines, sines), _turned(keys, self.cosines, self.sines), values, only)
+
+
+def _turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    import torch
+
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1).to(x.dtype)
+
+
 def varlen_kernel() -> Callable[..., Tensor] | None:
     """Return torch's kernel for texts of all lengths, new in torch 2.10, or None."""
     try:

@@ -177,6 +177,7 @@ def load_forward(files: ModelFiles, device: str, dtype: torch.dtype) -> tuple[Fo
     """
     import torch
 
+    from indexer.encoder.modern import pack_modern
     from indexer.encoder.packed import pack
     from indexer.encoder.plain import PlainModel
 
@@ -184,7 +185,7 @@ def load_forward(files: ModelFiles, device: str, dtype: torch.dtype) -> tuple[Fo
     model = load_model(files, device, torch.float32 if mixed else dtype)
     config: dict[str, Any] = model.config.to_dict()
     with torch.inference_mode():
-        if (packed := pack(model, files.config, dtype)) is not None:
+        if (packed := pack(model, files.config, dtype) or pack_modern(model, dtype)) is not None:
             return packed, config
         if mixed:
             _multiply_in_bfloat16(model)

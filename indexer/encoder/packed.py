@@ -1,13 +1,14 @@
-"""The fast forward pass of the BERT family in torch: texts one behind the other without padding, under a token budget.
+"""The fast forward pass in torch: texts one behind the other without padding, under a token budget; the BERT family.
 
 Queries, keys and values come from one product; the last layer is computed for the one position that pooling takes; on a
 CPU that computes in bfloat16 the products are in bfloat16 and all that is between them in float32. It equals the plain
-pass of transformers (`plain.py`), which runs every model that is not of this family.
+pass of transformers (`plain.py`), which runs every model that is neither of this family nor ModernBERT (`modern.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, assert_never
 
@@ -37,50 +38,62 @@ if TYPE_CHECKING:
 _ROW_STEP = 16
 
 
-class _Linear(NamedTuple):
+class Linear(NamedTuple):
+    """Weight (o, i) and bias (o,) of a product."""
+
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
 
 
-class _Norm(NamedTuple):
-    weight: Tensor
-    bias: Tensor
+class Norm(NamedTuple):
+    """Weight and bias of a layer norm, (d,) each; no weight: there is no norm."""
+
+    weight: Tensor | None
+    bias: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
-    inputs: _Linear  # queries, keys and values, (3 d, d)
-    attended: _Linear
-    attended_norm: _Norm
-    up: _Linear
-    down: _Linear
-    norm: _Norm
+class Layer:
+    """A layer; `before` is the norm of what it reads, if it has one there.
+
+    `inputs` gives queries, keys and values, (3 d, d); where the two other norms stand is the family's affair.
+    """
+
+    before: Norm | None
+    inputs: Linear
+    attended: Linear
+    attended_norm: Norm
+    up: Linear
+    down: Linear
+    norm: Norm | None
 
 
-class PackedModel:
-    """A model of the BERT family on one device; made by `pack`. Any number of threads may use it."""
+class PackedModel(ABC):
+    """A model on one device; made by `pack`. Any number of threads may use it."""
 
     # On Zen 4, one thread a worker, MiniLM: 512 to 2,048 are alike; beyond, what is between products leaves the cache.
     cpu_batch_tokens = 1_024
     any_thread = True
 
-    def __init__(self, model: Transformer, shape: Shape, dtype: torch.dtype) -> None:
-        import torch
-
-        family = shape.family
-        state = model.state_dict()
-        # On a CPU sums and norms in float32 cost nothing and keep a vector four times nearer to float32.
-        wide = torch.float32 if model.device.type == "cpu" else dtype
-        self._shape = shape
+    def __init__(self, words: Tensor, layers: Sequence[Layer], dtype: torch.dtype, n_heads: int, eps: float) -> None:
+        self._words = words
+        self._layers = layers
         self._dtype = dtype
-        self.device = model.device
-        self._words = state[WORDS].to(wide)
-        self._positions = state[POSITIONS].to(wide)
-        if family.has_types:
-            self._positions = self._positions + state[TYPES][0].to(wide)
-        self._norm = _norm(state, EMBEDDINGS_NORM, wide)
-        self._bias = state[family.relative_bias].to(dtype) if family.relative_bias else None
-        self._layers = [_layer(state, shape, number, dtype, wide) for number in range(shape.n_layers)]
+        self._n_heads = n_heads
+        self._eps = eps
+        self.device = words.device
+
+    @abstractmethod
+    def _embed(self, ids: NDArray[np.int32], texts: Texts) -> Tensor:
+        """Return the embeddings, (t, d), with rows of no text behind them up to a whole step."""
+
+    @abstractmethod
+    def _attentions(self, texts: Texts) -> Sequence[Attention]:
+        """Return how each layer attends."""
+
+    @abstractmethod
+    def _advance(self, layer: Layer, x: Tensor, context: Tensor) -> Tensor:
+        """Return the states after a layer, (r, d), from those before it and what they attended to, (r, h, d / h)."""
 
     @property
     def dim(self) -> int:
@@ -100,10 +113,10 @@ class PackedModel:
             pooling: CLS, MEAN or LAST.
         """
         texts = Texts.of(lengths)
-        attend = self._attention(texts)
+        *attentions, attend = self._attentions(texts)
         x = self._embed(ids, texts)
-        for layer in self._layers[:-1]:
-            x = self._whole(layer, x, attend)
+        for layer, attention in zip(self._layers, attentions, strict=False):
+            x = self._whole(layer, x, attention)
         layer = self._layers[-1]
         match pooling:
             case Pooling.MEAN:
@@ -118,55 +131,36 @@ class PackedModel:
             case _:
                 assert_never(pooling)
 
-    def _whole(self, layer: _Layer, x: Tensor, attend: Attention) -> Tensor:
+    def _whole(self, layer: Layer, x: Tensor, attend: Attention) -> Tensor:
         """Return the states of all tokens after a layer, (t, d)."""
-        queries, keys, values = self._heads(x, layer.inputs, 3)
+        queries, keys, values = self._heads(self._normed(x, layer.before), layer.inputs, 3)
         return self._advance(layer, x, attend(queries, keys, values))
 
-    def _last(self, layer: _Layer, x: Tensor, attend: Attention, tokens: NDArray[np.int64], only: int) -> Tensor:
+    def _last(self, layer: Layer, x: Tensor, attend: Attention, tokens: NDArray[np.int64], only: int) -> Tensor:
         """Return the states after the last layer of one token of each text, (b, d) float32."""
-        weight, bias = layer.inputs
-        d = x.shape[1]
-        keys, values = self._heads(x, _Linear(weight[d:], bias[d:]), 2)
-        x = x[self._to_device(tokens)]
-        (queries,) = self._heads(x, _Linear(weight[:d], bias[:d]), 1)
-        return self._advance(layer, x, attend(queries, keys, values, only)).float()
+        queries_of, others_of = _parted(layer.inputs, x.shape[1])
+        read = self._normed(x, layer.before)
+        keys, values = self._heads(read, others_of, 2)
+        at = self._to_device(tokens)
+        (queries,) = self._heads(read[at], queries_of, 1)
+        return self._advance(layer, x[at], attend(queries, keys, values, only)).float()
 
-    def _embed(self, ids: NDArray[np.int32], texts: Texts) -> Tensor:
-        """Return the embeddings, (t, d), with rows of no text behind them up to a whole step."""
-        words = np.zeros(-(-len(ids) // _ROW_STEP) * _ROW_STEP, np.int64)
-        positions = np.zeros_like(words)
-        words[: len(ids)] = ids
-        positions[: len(ids)] = position_ids(ids, texts.starts, self._shape)
-        at = self._to_device(np.stack((words, positions)))
-        return self._normed(self._words[at[0]] + self._positions[at[1]], self._norm)
-
-    def _heads(self, x: Tensor, linear: _Linear, n: int) -> tuple[Tensor, ...]:
+    def _heads(self, x: Tensor, linear: Linear, n: int) -> tuple[Tensor, ...]:
         """Return n projections of (t, d) as (t, h, d / h) each."""
         from torch.nn.functional import linear as multiply
 
         projected = multiply(x.to(self._dtype), *linear)
-        return projected.view(len(x), n, self._shape.n_heads, -1).unbind(1)
+        return projected.view(len(x), n, self._n_heads, -1).unbind(1)
 
-    def _advance(self, layer: _Layer, x: Tensor, context: Tensor) -> Tensor:
-        """Return the states after a layer, (r, d), from those before it and what they attended to, (r, h, d / h)."""
-        from torch.nn.functional import gelu, linear
-
-        x = self._normed(x + linear(context.flatten(1), *layer.attended), layer.attended_norm)
-        inner = gelu(linear(x.to(self._dtype), *layer.up))
-        return self._normed(x + linear(inner, *layer.down), layer.norm)
-
-    def _normed(self, x: Tensor, norm: _Norm) -> Tensor:
+    def _normed(self, x: Tensor, norm: Norm | None) -> Tensor:
         from torch.nn.functional import layer_norm
 
-        return layer_norm(x, x.shape[-1:], *norm, self._shape.norm_eps)
+        return x if norm is None else layer_norm(x, x.shape[-1:], *norm, self._eps)
 
     def _attention(self, texts: Texts) -> Attention:
+        """Return attention of every token to its whole text."""
         import torch
 
-        if self._bias is not None:
-            buckets = self._to_device(relative_buckets(len(self._bias), int(texts.lengths.max())))
-            return ByLength(texts, self._bias[buckets].permute(2, 0, 1))
         if self.device.type == "cuda" and self._dtype is not torch.float32 and (kernel := varlen_kernel()):
             bounds = np.append(texts.starts, texts.lengths.sum()).astype(np.int32)
             return Varlen(kernel, self._to_device(bounds), int(texts.lengths.max()))
@@ -186,6 +180,57 @@ class PackedModel:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
+class BertModel(PackedModel):
+    """A model of the BERT family: norms behind the sums, positions in the embeddings."""
+
+    def __init__(self, model: Transformer, shape: Shape, dtype: torch.dtype) -> None:
+        family, state, wide = shape.family, model.state_dict(), wide_dtype(model, dtype)
+        layers = [_layer(state, shape, number, dtype, wide) for number in range(shape.n_layers)]
+        super().__init__(state[WORDS].to(wide), layers, dtype, shape.n_heads, shape.norm_eps)
+        self._shape = shape
+        self._positions = state[POSITIONS].to(wide)
+        if family.has_types:
+            self._positions = self._positions + state[TYPES][0].to(wide)
+        self._norm = _norm(state, EMBEDDINGS_NORM, wide)
+        self._bias = state[family.relative_bias].to(dtype) if family.relative_bias else None
+
+    def _embed(self, ids: NDArray[np.int32], texts: Texts) -> Tensor:
+        positions = in_steps(position_ids(ids, texts.starts, self._shape))
+        at = self._to_device(np.stack((in_steps(ids), positions)))
+        return self._normed(self._words[at[0]] + self._positions[at[1]], self._norm)
+
+    def _advance(self, layer: Layer, x: Tensor, context: Tensor) -> Tensor:
+        from torch.nn.functional import gelu, linear
+
+        x = self._normed(x + linear(context.flatten(1), *layer.attended), layer.attended_norm)
+        inner = gelu(linear(x.to(self._dtype), *layer.up))
+        return self._normed(x + linear(inner, *layer.down), layer.norm)
+
+    def _attentions(self, texts: Texts) -> Sequence[Attention]:
+        attention = self._attention(texts)
+        if self._bias is not None:
+            buckets = self._to_device(relative_buckets(len(self._bias), int(texts.lengths.max())))
+            attention = ByLength(texts, self._bias[buckets].permute(2, 0, 1))
+        return [attention] * len(self._layers)
+
+
+def wide_dtype(model: Transformer, dtype: torch.dtype) -> torch.dtype:
+    """Return the number format of what is between the products.
+
+    On a CPU sums and norms in float32 cost nothing and keep a vector four times nearer to float32.
+    """
+    import torch
+
+    return torch.float32 if model.device.type == "cpu" else dtype
+
+
+def in_steps(numbers: NDArray[Any]) -> NDArray[np.int64]:
+    """Return numbers with zeros behind them up to a whole step of rows, int64."""
+    padded = np.zeros(-(-len(numbers) // _ROW_STEP) * _ROW_STEP, np.int64)
+    padded[: len(numbers)] = numbers
+    return padded
+
+
 def pack(model: Transformer, config: Mapping[str, Any], dtype: torch.dtype) -> PackedModel | None:
     """Return the fast form of a model, None for one that this forward pass does not know to the last detail.
 
@@ -198,21 +243,22 @@ def pack(model: Transformer, config: Mapping[str, Any], dtype: torch.dtype) -> P
     if shape is None:
         return None
     try:
-        return PackedModel(model, shape, dtype)
+        return BertModel(model, shape, dtype)
     except KeyError:  # a tensor that the family does not name so
         return None
 
 
-def _layer(state: Mapping[str, Tensor], shape: Shape, number: int, dtype: torch.dtype, wide: torch.dtype) -> _Layer:
+def _layer(state: Mapping[str, Tensor], shape: Shape, number: int, dtype: torch.dtype, wide: torch.dtype) -> Layer:
     import torch
 
     family, at = shape.family, shape.family.layer.format(number)
 
-    def linear(*names: str) -> _Linear:
+    def linear(*names: str) -> Linear:
         weights, biases = ([state[f"{at}{name}.{part}"].to(dtype) for name in names] for part in ("weight", "bias"))
-        return _Linear(torch.cat(weights), torch.cat(biases))
+        return Linear(torch.cat(weights), torch.cat(biases))
 
-    return _Layer(
+    return Layer(
+        before=None,
         inputs=linear(family.query, family.key, family.value),
         attended=linear(family.attended),
         attended_norm=_norm(state, at + family.attended_norm, wide),
@@ -222,5 +268,13 @@ def _layer(state: Mapping[str, Tensor], shape: Shape, number: int, dtype: torch.
     )
 
 
-def _norm(state: Mapping[str, Tensor], name: str, wide: torch.dtype) -> _Norm:
-    return _Norm(state[f"{name}.weight"].to(wide), state[f"{name}.bias"].to(wide))
+def _norm(state: Mapping[str, Tensor], name: str, wide: torch.dtype) -> Norm:
+    return Norm(state[f"{name}.weight"].to(wide), state[f"{name}.bias"].to(wide))
+
+
+def _parted(linear: Linear, n: int) -> tuple[Linear, Linear]:
+    """Return the first n outputs of a product and the others."""
+    weight, bias = linear
+    if bias is None:
+        return Linear(weight[:n], None), Linear(weight[n:], None)
+    return Linear(weight[:n], bias[:n]), Linear(weight[n:], bias[n:])

@@ -14,11 +14,12 @@ from indexer.config import Pooling
 from indexer.encoder.attention import ByLength, Texts, Varlen
 from indexer.encoder.engine import load_forward, load_model
 from indexer.encoder.models import resolve_model
+from indexer.encoder.modern import pack_modern
 from indexer.encoder.packed import PackedModel, pack
 from indexer.encoder.plain import PlainModel
 from indexer.encoder.tokens import TextTokenizer, Tokens
 
-PACKED = ("bert", "roberta", "xlm-roberta", "distilbert", "mpnet")
+PACKED = ("bert", "roberta", "xlm-roberta", "distilbert", "mpnet", "modernbert")
 POOLINGS = (Pooling.CLS, Pooling.MEAN, Pooling.LAST)
 TEXTS = [
     "the cat sat on the mat",
@@ -42,8 +43,8 @@ def both(name: Path | str, dtype: str = "float32") -> tuple[PackedModel, PlainMo
     files = resolve_model(str(name), allow_download=False)
     model = load_model(files, "cpu", torch.float32)
     with torch.inference_mode():
-        packed, plain = pack(model, files.config, getattr(torch, dtype)), PlainModel(model, files.name)
-    assert packed is not None
+        packed, plain = load_forward(files, "cpu", getattr(torch, dtype))[0], PlainModel(model, files.name)
+    assert isinstance(packed, PackedModel)
     return packed, plain, TextTokenizer.load(files)
 
 
@@ -98,6 +99,37 @@ def test_mpnet_beyond_its_exact_buckets(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_modernbert_variants(pooling: Pooling, tmp_path: Path) -> None:
+    """Windows wider and narrower than the texts, biases everywhere, one kind of layer only."""
+    variants: list[dict[str, object]] = [
+        {"local_attention": 200},
+        {"local_attention": 2},
+        {"attention_bias": True, "mlp_bias": True, "norm_bias": True},
+        {"global_attn_every_n_layers": 1},
+        {"num_hidden_layers": 1},
+    ]
+    for number, changes in enumerate(variants):
+        packed, plain, tokenizer = both(build_model(tmp_path / str(number), "modernbert", **changes))
+        ids, lengths = longest_first(tokenizer.encode(TEXTS, 64))
+        expected = vectors(plain, ids, lengths, pooling)
+        np.testing.assert_allclose(vectors(packed, ids, lengths, pooling), expected, atol=2e-5, err_msg=str(changes))
+
+
+def test_a_modernbert_of_another_make_runs_the_plain_pass(tmp_path: Path) -> None:
+    import torch
+
+    model = load_model(
+        resolve_model(str(build_model(tmp_path / "m", "modernbert")), allow_download=False), "cpu", torch.float32
+    )
+    assert pack_modern(model, torch.float32) is not None
+    model.config.hidden_activation = "relu"
+    assert pack_modern(model, torch.float32) is None
+    model.config.hidden_activation = "gelu"
+    model.config.rope_parameters["full_attention"]["rope_type"] = "yarn"
+    assert pack_modern(model, torch.float32) is None
+
+
 def test_a_model_that_lacks_a_tensor_of_its_family_runs_the_plain_pass(tiny_bert: Path) -> None:
     import torch
 
@@ -148,12 +180,13 @@ def test_attention_by_length_equals_the_kernel_for_all_lengths(only: int | None)
     np.testing.assert_allclose(ByLength(texts)(queries, keys, values, only)[:n], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_the_whole_pass_is_the_same_with_the_kernel_for_all_lengths(
-    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
-    packed, plain, tokenizer = both(tiny_bert)
+    packed, plain, tokenizer = both(build_model(tmp_path / "m", family))
     ids, lengths = longest_first(tokenizer.encode(TEXTS, 64))
 
     def attention(_self: PackedModel, texts: Texts) -> Varlen:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -225,9 +224,7 @@ def backup() -> Workload:
 
     def run(root: Path, tell: Tell) -> None:
         target = root / "copy"
-        if target.exists() and not (target / "index.db").exists():
-            shutil.rmtree(target)
-        if not target.exists():
+        if not (target / "index.db").exists():
             backup_index(root / "index", target)
         tell(1)
 

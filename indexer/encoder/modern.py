@@ -1,0 +1,119 @@
+"""The fast forward pass of ModernBERT: norms before the products, rotated positions, most layers see a window only.
+
+Source: Warner et al., Smarter, Better, Faster, Longer: A Modern Bidirectional Encoder, 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.encoder.attention import Attention, ByLength, Rotated, Texts
+from indexer.encoder.packed import Layer, Linear, Norm, PackedModel, in_steps, wide_dtype
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from indexer.encoder.engine import Transformer
+
+_WINDOW = "sliding_attention"
+_KINDS = frozenset({_WINDOW, "full_attention"})
+
+
+class ModernBertModel(PackedModel):
+    """A ModernBERT; made by `pack_modern`."""
+
+    def __init__(self, model: Transformer, dtype: torch.dtype) -> None:
+        config: Any = model.config
+        state, wide = model.state_dict(), wide_dtype(model, dtype)
+        layers = [_layer(state, f"layers.{n}.", dtype, wide) for n in range(config.num_hidden_layers)]
+        words = state["embeddings.tok_embeddings.weight"].to(wide)
+        super().__init__(words, layers, dtype, config.num_attention_heads, config.norm_eps)
+        self._norm = _norm(state, "embeddings.norm", wide)
+        self._final_norm = _norm(state, "final_norm", wide)
+        self._kinds: list[str] = config.layer_types
+        self._thetas = {kind: config.rope_parameters[kind]["rope_theta"] for kind in self._kinds}
+        self._window: int = config.sliding_window
+
+    def _embed(self, ids: NDArray[np.int32], texts: Texts) -> Tensor:  # noqa: ARG002 - positions come in later
+        return self._normed(self._words[self._to_device(in_steps(ids))], self._norm)
+
+    def _advance(self, layer: Layer, x: Tensor, context: Tensor) -> Tensor:
+        from torch.nn.functional import gelu, linear
+
+        x = x + linear(context.flatten(1), *layer.attended)
+        normed = self._normed(x, layer.attended_norm)
+        inner, gate = linear(normed.to(self._dtype), *layer.up).chunk(2, dim=-1)
+        x = x + linear(gelu(inner) * gate, *layer.down)
+        return self._normed(x, self._final_norm) if layer is self._layers[-1] else x
+
+    def _attentions(self, texts: Texts) -> Sequence[Attention]:
+        positions = self._to_device(in_steps(np.arange(texts.lengths.sum()) - np.repeat(texts.starts, texts.lengths)))
+        made = {kind: self._rotated(kind, texts, positions) for kind in self._thetas}
+        return [made[kind] for kind in self._kinds]
+
+    def _rotated(self, kind: str, texts: Texts, positions: Tensor) -> Attention:
+        import torch
+
+        n = self.dim // self._n_heads
+        steps = torch.arange(0, n, 2, dtype=torch.float32, device=self.device)
+        angles = positions[:, None].float() / self._thetas[kind] ** (steps / n)
+        is_cut = kind == _WINDOW and texts.lengths.max() > self._window + 1
+        inner = ByLength(texts, self._near(int(texts.lengths.max()))) if is_cut else self._attention(texts)
+        return Rotated(inner, texts, angles.cos()[:, None], angles.sin()[:, None])
+
+    def _near(self, longest: int) -> Tensor:
+        """Return a bias that leaves each token those within the window, (1, m, m)."""
+        import torch
+
+        at = torch.arange(longest, device=self.device)
+        is_far = (at[:, None] - at).abs() > self._window
+        return torch.zeros(is_far.shape, dtype=self._dtype, device=self.device).masked_fill_(is_far, -torch.inf)[None]
+
+
+def pack_modern(model: Transformer, dtype: torch.dtype) -> ModernBertModel | None:
+    """Return the fast form of a ModernBERT, None for another model or an unusual configuration.
+
+    Args:
+        model: as transformers loaded it; its tensors are shared or copied.
+        dtype: number format of the products.
+    """
+    config: Any = model.config
+    if (
+        config.model_type != "modernbert"
+        or config.hidden_activation != "gelu"
+        or not _KINDS.issuperset(config.layer_types)
+    ):
+        return None
+    if any(config.rope_parameters[kind].get("rope_type") != "default" for kind in config.layer_types):
+        return None
+    try:
+        return ModernBertModel(model, dtype)
+    except KeyError:  # a tensor that this model does not name so
+        return None
+
+
+def _layer(state: Mapping[str, Tensor], at: str, dtype: torch.dtype, wide: torch.dtype) -> Layer:
+    def linear(name: str) -> Linear:
+        bias = state.get(f"{at}{name}.bias")
+        return Linear(state[f"{at}{name}.weight"].to(dtype), None if bias is None else bias.to(dtype))
+
+    return Layer(
+        # The first layer reads the embeddings, which are normed already.
+        before=_norm(state, f"{at}attn_norm", wide) if f"{at}attn_norm.weight" in state else None,
+        inputs=linear("attn.Wqkv"),
+        attended=linear("attn.Wo"),
+        attended_norm=_norm(state, f"{at}mlp_norm", wide),
+        up=linear("mlp.Wi"),
+        down=linear("mlp.Wo"),
+        norm=None,
+    )
+
+
+def _norm(state: Mapping[str, Tensor], name: str, wide: torch.dtype) -> Norm:
+    bias = state.get(f"{name}.bias")
+    return Norm(state[f"{name}.weight"].to(wide), None if bias is None else bias.to(wide))
