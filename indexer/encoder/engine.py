@@ -177,6 +177,7 @@ def load_forward(files: ModelFiles, device: str, dtype: torch.dtype) -> tuple[Fo
     """
     import torch
 
+    from indexer.encoder.compiled import compile_graph
     from indexer.encoder.modern import pack_modern
     from indexer.encoder.packed import pack
     from indexer.encoder.plain import PlainModel
@@ -185,6 +186,9 @@ def load_forward(files: ModelFiles, device: str, dtype: torch.dtype) -> tuple[Fo
     model = load_model(files, device, torch.float32 if mixed else dtype)
     config: dict[str, Any] = model.config.to_dict()
     with torch.inference_mode():
+        n_threads = min(torch.get_num_threads(), MOST_CPU_WORKERS)
+        if device == "cpu" and (compiled := compile_graph(model, files.config, dtype, n_threads)):
+            return compiled, config
         if (packed := pack(model, files.config, dtype) or pack_modern(model, dtype)) is not None:
             return packed, config
         if mixed:

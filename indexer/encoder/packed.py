@@ -102,7 +102,7 @@ class PackedModel(ABC):
 
     def n_fit(self, lengths: NDArray[np.int32], budget: int) -> int:
         """Return how many of the first texts fit into a budget of tokens, at least one."""
-        return max(int(np.searchsorted(np.cumsum(lengths), budget, side="right")), 1)
+        return n_within(lengths, budget)
 
     def __call__(self, ids: NDArray[np.int32], lengths: NDArray[np.int32], pooling: Pooling) -> Tensor:
         """Return the pooled hidden states, (b, d) float32 on the device, not waited for.
@@ -212,6 +212,11 @@ class BertModel(PackedModel):
             buckets = self._to_device(relative_buckets(len(self._bias), int(texts.lengths.max())))
             attention = ByLength(texts, self._bias[buckets].permute(2, 0, 1))
         return [attention] * len(self._layers)
+
+
+def n_within(lengths: NDArray[np.int32], budget: int) -> int:
+    """Return how many of the first texts have at most `budget` tokens together, at least one."""
+    return max(int(np.searchsorted(np.cumsum(lengths), budget, side="right")), 1)
 
 
 def wide_dtype(model: Transformer, dtype: torch.dtype) -> torch.dtype:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from models import FAMILIES, build_model
+from passes import POOLINGS, TEXTS, longest_first, vectors
 
 from indexer.config import Pooling
 from indexer.encoder.attention import ByLength, Texts, Varlen
@@ -17,24 +18,9 @@ from indexer.encoder.models import resolve_model
 from indexer.encoder.modern import pack_modern
 from indexer.encoder.packed import PackedModel, pack
 from indexer.encoder.plain import PlainModel
-from indexer.encoder.tokens import TextTokenizer, Tokens
+from indexer.encoder.tokens import TextTokenizer
 
 PACKED = ("bert", "roberta", "xlm-roberta", "distilbert", "mpnet", "modernbert")
-POOLINGS = (Pooling.CLS, Pooling.MEAN, Pooling.LAST)
-TEXTS = [
-    "the cat sat on the mat",
-    "card",
-    "",
-    "pressure of the boundary layer in the flow, " * 12,
-    "[PAD] is no [PAD] here [SEP]",
-    "storm and shock " * 6,
-    "the dog sat on the mat",
-]
-
-
-def longest_first(tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
-    order = np.argsort(-tokens.lengths, kind="stable")
-    return tokens.take(order), tokens.lengths[order]
 
 
 def both(name: Path | str, dtype: str = "float32") -> tuple[PackedModel, PlainModel, TextTokenizer]:
@@ -42,24 +28,20 @@ def both(name: Path | str, dtype: str = "float32") -> tuple[PackedModel, PlainMo
 
     files = resolve_model(str(name), allow_download=False)
     model = load_model(files, "cpu", torch.float32)
+    number = getattr(torch, dtype)
     with torch.inference_mode():
-        packed, plain = load_forward(files, "cpu", getattr(torch, dtype))[0], PlainModel(model, files.name)
-    assert isinstance(packed, PackedModel)
+        packed, plain = pack(model, files.config, number) or pack_modern(model, number), PlainModel(model, files.name)
+    assert packed is not None
     return packed, plain, TextTokenizer.load(files)
 
 
-def vectors(model: PackedModel | PlainModel, ids: np.ndarray, lengths: np.ndarray, pooling: Pooling) -> np.ndarray:
-    import torch
-
-    with torch.inference_mode():
-        found = model(ids, lengths, pooling)
-    assert found.dtype is torch.float32
-    return found.numpy()
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_families_that_are_claimed_and_no_others_run_the_fast_pass(family: str, tmp_path: Path) -> None:
+def test_the_families_that_are_claimed_and_no_others_run_the_fast_pass(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
+
+    monkeypatch.setattr("indexer.encoder.compiled.is_installed", lambda: False)
 
     files = resolve_model(str(build_model(tmp_path / "m", family)), allow_download=False)
     model, _ = load_forward(files, "cpu", torch.float32)
