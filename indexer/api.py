@@ -235,12 +235,14 @@ class Index:
     def backup(self, target: str | Path) -> BackupReport:
         """Copy the index, as it is at one commit, to a directory that is new or empty, and check every byte.
 
-        Others may write the index meanwhile. The copy is an index; move it back to restore it.
+        Others may write the index meanwhile. The copy is an index; move it back to restore it. A copy that was cut off
+        is no index, and the next backup to the same place removes it.
 
         Raises:
             IndexCorruptError: the index is damaged.
             StorageError: the file system refused.
-            UsageError: `target` holds something.
+            UsageError: `target` holds something else.
+            IndexLockedError: another backup goes there.
         """
         return backup_index(self.directory, Path(target))
 
