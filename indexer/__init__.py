@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from indexer.ann.tuning import Effort, Point, Tuning
     from indexer.api import Index, build_index
     from indexer.backup import BackupReport
     from indexer.compact import CompactReport
@@ -14,18 +15,23 @@ if TYPE_CHECKING:
     from indexer.importing import ImportReport
     from indexer.progress import BuildReport, Phase, Progress
     from indexer.repair import RepairReport
+    from indexer.upkeep import RebuildReport
 
 __all__ = [
     "BackupReport",
     "BuildReport",
     "CompactReport",
+    "Effort",
     "HiddenState",
     "ImportReport",
     "Index",
     "IndexerError",
     "Phase",
+    "Point",
     "Progress",
+    "RebuildReport",
     "RepairReport",
+    "Tuning",
     "build_index",
 ]
 
@@ -33,13 +39,17 @@ _HOMES = {
     "BackupReport": "indexer.backup",
     "BuildReport": "indexer.progress",
     "CompactReport": "indexer.compact",
+    "Effort": "indexer.ann.tuning",
     "HiddenState": "indexer.features",
     "ImportReport": "indexer.importing",
     "Index": "indexer.api",
     "IndexerError": "indexer.errors",
     "Phase": "indexer.progress",
+    "Point": "indexer.ann.tuning",
     "Progress": "indexer.progress",
+    "RebuildReport": "indexer.upkeep",
     "RepairReport": "indexer.repair",
+    "Tuning": "indexer.ann.tuning",
     "build_index": "indexer.api",
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from indexer.ann.kinds import AnnOptions
+from indexer.ann.tuning import Tuning
 from indexer.backup import BackupReport, backup_index
 from indexer.build import BuildOptions, run_build
 from indexer.compact import CompactReport, compact_index
@@ -13,9 +14,10 @@ from indexer.config import Dtype, EncoderOptions, IfExists, OnError, Pooling, Re
 from indexer.corpus import Source
 from indexer.delete import DeleteReport, delete_documents
 from indexer.importing import ImportReport, import_index
-from indexer.progress import BuildReport, OnProgress
+from indexer.progress import BuildReport, OnProgress, tell_nobody
 from indexer.repair import RepairReport, repair_index
 from indexer.snapshot import SnapshotReader
+from indexer.upkeep import RebuildReport, rebuild_generation, tune_generation
 from indexer.verify import verify_index
 
 
@@ -245,6 +247,42 @@ class Index:
             IndexLockedError: another backup goes there.
         """
         return backup_index(self.directory, Path(target))
+
+    def rebuild(
+        self,
+        *,
+        kind: str | None = None,
+        target_recall: float | None = None,
+        max_index_memory: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> RebuildReport:
+        """Make another FAISS index of the vectors that are there; nothing is encoded.
+
+        Args:
+            kind: auto, flat, ivf, hnsw, or a FAISS factory string; the default is what was asked for before.
+            target_recall: recall@10 in (0, 1] that an approximate index is tuned for.
+            max_index_memory: bytes that the index may take.
+            on_progress: told after each step.
+
+        Raises:
+            IndexLockedError: another writer holds the index.
+            UsageError: the index is empty, or FAISS cannot make what is asked for.
+        """
+        asked = AnnOptions(kind=kind, target_recall=target_recall, max_memory_bytes=max_index_memory)
+        return RebuildReport.of(*rebuild_generation(self.directory, asked, on_progress or tell_nobody))
+
+    def tune(self, *, target_recall: float | None = None, on_progress: OnProgress | None = None) -> Tuning:
+        """Measure recall against latency on vectors of the index, and keep the fastest setting that reaches the target.
+
+        Args:
+            target_recall: recall@10 in (0, 1]; the default is the one asked for before.
+            on_progress: told after each step.
+
+        Raises:
+            IndexLockedError: another writer holds the index.
+            UsageError: there is no FAISS index, or one that is exact.
+        """
+        return tune_generation(self.directory, target_recall, on_progress or tell_nobody)
 
     def verify(self, *, deep: bool = False) -> list[str]:
         """Check the index, with `deep` every byte, and return the problems, one line each."""

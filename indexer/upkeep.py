@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from indexer.ann.engine import empty_index
@@ -24,6 +24,38 @@ TAIL_SLOTS = 20_000
 DEAD_SHARE = 0.2
 # After so many appended or dead slots the recall is measured again.
 CHECK_SLOTS = 5_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RebuildReport:
+    """What a rebuild made: its kind, the FAISS factory string, slots, bytes, and the recall@10 that was measured.
+
+    `recall` is None for an index that is exact or too small to measure; `warnings` are lines for the user.
+    """
+
+    kind: str
+    factory: str
+    slots: int
+    bytes: int
+    recall: float | None
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def of(cls, row: GenerationRow, warnings: Sequence[str]) -> RebuildReport:
+        """Return the report of a generation."""
+        match row.details.get("search"):
+            case {"recall@10": float(recall)}:
+                measured: float | None = recall
+            case _:
+                measured = None
+        return cls(
+            kind=row.kind,
+            factory=str(row.details["factory"]),
+            passages=row.n_slots,
+            bytes=row.n_bytes,
+            recall=measured,
+            warnings=tuple(warnings),
+        )
 
 
 def asked_before(store: Store) -> AnnOptions:
