@@ -51,7 +51,7 @@ class RebuildReport:
         return cls(
             kind=row.kind,
             factory=str(row.details["factory"]),
-            passages=row.n_slots,
+            slots=row.n_slots,
             bytes=row.n_bytes,
             recall=measured,
             warnings=tuple(warnings),

@@ -104,10 +104,11 @@ def test_the_recall_that_is_recorded_is_what_fresh_queries_find(index: Path, vec
 def nearest_through_generation(view: View, queries: np.ndarray, k: int, allowed: Allowed):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("search.nearest.EXACT_SLOTS", 5)
+        patched.setattr("search.nearest.EXACT_SLOTS_BESIDE_IVF", 5)
         return nearest(view, queries, k, allowed, exact=False)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "IVF16,PQ32x4fs"])
 @pytest.mark.parametrize("share", [0.0005, 0.1, 0.3, 1.0])
 def test_k_hits_come_back_at_every_selectivity(index: Path, vectors: np.ndarray, kind: str, share: float) -> None:
     rebuild_generation(index, AnnOptions(kind=kind, target_recall=0.9), tell_nobody)
@@ -253,12 +254,15 @@ def test_a_factory_string_that_faiss_cannot_make_is_refused_at_once(index: Path,
     ("n", "dim", "limit", "kind", "factory"),
     [
         (50_000, 384, None, Kind.FLAT, "SQfp16"),
-        (FLAT_NUMBERS // 384 + 1, 384, None, Kind.IVF, "IVF512,RaBitQ"),
-        (200_000, 384, None, Kind.IVF, "IVF1024,RaBitQ"),
-        (800_000, 384, None, Kind.IVF, "IVF2048,RaBitQ"),
-        (1_000_000, 32, None, Kind.IVF, "IVF2048,SQ8"),
-        (50_000, 384, 10_000_000, Kind.IVF, "IVF512,RaBitQ"),
-        (10_000_000, 384, 500_000_000, Kind.IVF, "IVF8192,PQ32"),
+        (FLAT_NUMBERS // 384 + 1, 384, None, Kind.IVF, "IVF256,PQ128x4fs"),
+        (200_000, 384, None, Kind.IVF, "IVF512,PQ128x4fs"),
+        (800_000, 384, None, Kind.IVF, "IVF1024,PQ128x4fs"),
+        (800_000, 1_024, None, Kind.IVF, "IVF1024,PQ256x4fs"),
+        (100_000_000, 384, None, Kind.IVF, "IVF8192,RaBitQ"),
+        (1_000_000, 32, None, Kind.IVF, "IVF1024,SQ8"),
+        (50_000, 384, 10_000_000, Kind.IVF, "IVF256,PQ128x4fs"),
+        (50_000, 384, 3_700_000, Kind.IVF, "IVF256,RaBitQ"),
+        (10_000_000, 384, 500_000_000, Kind.IVF, "IVF4096,PQ32"),
     ],
 )
 def test_auto_goes_by_size_dimension_and_memory(n: int, dim: int, limit: int | None, kind: Kind, factory: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -15,6 +16,9 @@ TARGET_RECALL = 0.95
 FLAT_NUMBERS = 20_000_000
 _ONE_BIT_DIM = 64  # below, one bit for each dimension tells too little
 _TRAINING_PER_LIST = 39  # what FAISS asks for
+_PQ_ROWS = 256 * _TRAINING_PER_LIST  # what a product quantiser asks for
+# FastScan codes cannot be mapped: each reader holds a copy. Beyond, codes that are mapped take their place.
+_FAST_BYTES = 1 << 30
 _HNSW_LINKS = 32
 _ID_BYTES = 8
 
@@ -137,16 +141,23 @@ def choose_recipe(options: AnnOptions, n_rows: int, dim: int, dtype: VectorDtype
 
 
 def _ivf(n_rows: int, dim: int, limit: float) -> Recipe:
-    lists = min(2 ** round(math.log2(2 * math.sqrt(max(n_rows, 1)))), max(n_rows // _TRAINING_PER_LIST, 1))
-    codes = [("RaBitQ", math.ceil(dim / 8) + 8)] if dim >= _ONE_BIT_DIM else [("SQ8", dim)]
-    if n_rows >= 256 * _TRAINING_PER_LIST:  # what a product quantiser asks for
-        codes += [(f"PQ{m}", m) for m in (32, 16, 8) if dim % m == 0 and m < codes[0][1]]
+    lists = min(2 ** round(math.log2(math.sqrt(max(n_rows, 1)))), max(n_rows // _TRAINING_PER_LIST, 1))
     recipes = [
-        Recipe(
-            kind=Kind.IVF,
-            factory=f"IVF{lists},{code}",
-            n_bytes=n_rows * (code_bytes + _ID_BYTES) + lists * dim * 4,
-        )
-        for code, code_bytes in codes
+        Recipe(kind=Kind.IVF, factory=f"IVF{lists},{code}", n_bytes=n_rows * (n + _ID_BYTES) + lists * dim * 4)
+        for code, n in _codes(n_rows, dim)
     ]
     return next((recipe for recipe in recipes if recipe.n_bytes <= limit), recipes[-1])
+
+
+def _codes(n_rows: int, dim: int) -> Iterator[tuple[str, int]]:
+    """Yield codes with their bytes a vector, the most wanted first."""
+    if dim < _ONE_BIT_DIM:
+        yield "SQ8", dim
+    else:
+        n = next(dim // width for width in (3, 4, 2, 1) if dim % width == 0)
+        fast_bytes = n_rows * (math.ceil(n / 2) + _ID_BYTES)
+        if n_rows >= _PQ_ROWS and fast_bytes <= _FAST_BYTES:
+            yield f"PQ{n}x4fs", math.ceil(n / 2)
+        yield "RaBitQ", math.ceil(dim / 8) + 8
+    if n_rows >= _PQ_ROWS:
+        yield from ((f"PQ{m}", m) for m in (32, 16, 8) if dim % m == 0 and m < dim // 8)
