@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from chart import write_plot
 from encode_peers import MAX_LENGTH, PEERS
-from encode_plot import write_plot
 from first_answer import model_directory
 
 HERE = Path(__file__).parent

@@ -3,11 +3,13 @@
     make bench-search                                     # encodes the corpus once, then 200,000 vectors
     python benchmarks/search_bench.py --encode ../shared/data/package_summaries.jsonl.gz --n 800000
     python benchmarks/search_bench.py --n 50000 --peers clsindex hnswlib
+    python benchmarks/search_bench.py --plot ROWS.jsonl   # what runs of several sizes printed, one below the other
 
 Queries are vectors held out of the corpus. Each index lives in a process of its own and is asked in turns, so that what
 else the machine does falls on all of them. A peer gets the cheapest effort whose recall@10 reaches the target; ours
 gets what it was tuned to when it was built, which saw none of these queries. A hit is a slot whose cosine reaches that
-of the tenth nearest. Prints one JSON object an index, and a table.
+of the tenth nearest. Prints one JSON object an index, and a table; `--plot` draws search_size.svg and
+search_filter.svg.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from chart import write_plot
 from numpy.typing import NDArray
 from search_corpus import encode_corpus, read_vectors
 from search_peers import PEERS, anonymous_bytes
 
+HERE = Path(__file__).parent
 K = 10
 BUCKETS = 100_000
 SHARES = (0.0001, 0.001, 0.01, 0.1, 0.5)
@@ -67,6 +71,8 @@ class Truth:
     def recall(self, found: list[NDArray], below: int | None) -> tuple[float, float]:
         """Return mean recall@10, and the share of queries that got as many hits as there are, up to ten."""
         keep = np.arange(len(self._buckets)) if below is None else np.flatnonzero(self._buckets < below)
+        if not len(keep):
+            return 1.0, 1.0
         k = min(K, len(keep))
         hits, full = [], []
         for scores, slots in zip(self._scores[: len(found)], found, strict=True):
@@ -84,9 +90,13 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=200_000)
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--target", type=float, default=0.95)
+    parser.add_argument("--plot", type=Path, metavar="ROWS", help="only draw what was measured")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
     arguments = parser.parse_args()
+    if arguments.plot:
+        plot(arguments.plot)
+        return
     if arguments.encode:
         encode_corpus(arguments.encode, arguments.cache)
     stored = read_vectors(arguments.cache, arguments.n)
@@ -180,6 +190,19 @@ def filtered(
         row = {"share": share, "recall@10": round(recall, 4), "full": full, "effort": each}
         rows.append({**row, "queries_per_s": round(len(queries) / seconds)})
     return rows
+
+
+def plot(path: Path) -> None:
+    """Draw queries/s by size, and by the share that a filter passes at the largest size."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    sizes = sorted({row["n"] for row in rows})
+    single = {name: [row["queries_per_s_single"] for row in rows if row["index"] == name] for name in PEERS}
+    complete = {name: rates for name, rates in single.items() if len(rates) == len(sizes)}
+    write_plot(HERE / "search_size.svg", sizes, complete, "vectors", "queries/s at recall@10 of 0.95, one thread")
+    largest = [row for row in rows if row["n"] == sizes[-1] and "filtered" in row]
+    by_share = {row["index"]: [each["queries_per_s"] for each in row["filtered"]] for row in largest}
+    write_plot(HERE / "search_filter.svg", SHARES, by_share, "share of the vectors that the filter passes", "queries/s")
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
