@@ -17,7 +17,7 @@ def write_plot(path: Path, xs: Sequence[float], lines: Mapping[str, Sequence[flo
     low, high = (10 ** edge(math.log10(end)) for edge, end in ((math.floor, min(values)), (math.ceil, max(values))))
 
     def place(value: float, start: float, end: float, first: float, last: float) -> float:
-        return first + (math.log(value / start) / math.log(end / start)) * (last - first)
+        return first + (math.log(value / start) / math.log(end / start) if end > start else 0.5) * (last - first)
 
     def x_of(x: float) -> float:
         return place(x, xs[0], xs[-1], LEFT, WIDTH - RIGHT)

@@ -197,9 +197,9 @@ def plot(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines if line.startswith("{")]
     sizes = sorted({row["n"] for row in rows})
-    single = {name: [row["queries_per_s_single"] for row in rows if row["index"] == name] for name in PEERS}
-    complete = {name: rates for name, rates in single.items() if len(rates) == len(sizes)}
-    write_plot(HERE / "search_size.svg", sizes, complete, "vectors", "queries/s at recall@10 of 0.95, one thread")
+    rates = {(row["index"], row["n"]): row["queries_per_s_single"] for row in rows}
+    by_size = {name: [rates[name, n] for n in sizes] for name in PEERS if all((name, n) in rates for n in sizes)}
+    write_plot(HERE / "search_size.svg", sizes, by_size, "vectors", "queries/s, single, one thread")
     largest = [row for row in rows if row["n"] == sizes[-1] and "filtered" in row]
     by_share = {row["index"]: [each["queries_per_s"] for each in row["filtered"]] for row in largest}
     write_plot(HERE / "search_filter.svg", SHARES, by_share, "share of the vectors that the filter passes", "queries/s")

@@ -38,14 +38,14 @@ def read_vectors(cache: Path, n: int) -> NDArray[np.float16]:
     return np.fromfile(path, "<f2", n * dim, offset=4096).reshape(n, dim)
 
 
-def write_index(folder: Path, vectors: NDArray[np.float32], commit: int = 20_000) -> None:
+def write_index(folder: Path, vectors: NDArray[np.float32], commit_rows: int = 20_000) -> None:
     """Write an index directory with these vectors and hardly any text, so many in a commit."""
     with closing(
         Store.create(folder, dim=vectors.shape[1], vector_dtype=VectorDtype.F16, settings={}, canaries=[])
     ) as store:
         source = store.source("vectors")
-        for first in range(0, len(vectors), commit):
-            block = vectors[first : first + commit]
+        for first in range(0, len(vectors), commit_rows):
+            block = vectors[first : first + commit_rows]
             texts = [f"row {i}" for i in range(first, first + len(block))]
             store.commit(
                 Changes(

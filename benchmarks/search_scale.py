@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 
@@ -48,7 +49,8 @@ def main() -> None:
             written = time.perf_counter()
             made = Index(folder).rebuild(kind="auto")
             done = time.perf_counter()
-            view = View.open(Path(folder), SnapshotReader(Path(folder)).snapshot())
+            with closing(SnapshotReader(Path(folder))) as reader:
+                view = View.open(Path(folder), reader.snapshot())
             spent.append(1e3 * one_query(view, queries))
         for name, seconds in zip(rows, (written - start, done - written), strict=True):
             rows[name].append(1e6 * seconds / n)

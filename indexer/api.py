@@ -266,6 +266,8 @@ class Index:
 
         Raises:
             IndexLockedError: another writer holds the index.
+            MissingExtraError: FAISS is not installed.
+            StorageError: the file system refused; the index keeps what it had.
             UsageError: the index is empty, or FAISS cannot make what is asked for.
         """
         asked = AnnOptions(kind=kind, target_recall=target_recall, max_memory_bytes=max_index_memory)
@@ -279,7 +281,9 @@ class Index:
             on_progress: told after each step.
 
         Raises:
+            IndexCorruptError: the FAISS index is damaged or missing; `rebuild` makes it anew.
             IndexLockedError: another writer holds the index.
+            MissingExtraError: FAISS is not installed.
             UsageError: there is no FAISS index, or one that is exact.
         """
         return tune_generation(self.directory, target_recall, on_progress or tell_nobody)

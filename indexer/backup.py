@@ -8,7 +8,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,8 @@ def backup_index(directory: Path, target: Path) -> BackupReport:
         try:
             snapshot = _copy_files(directory, target, temporary)
         except BaseException:
-            _clear(target)
+            with suppress(StorageError):  # the next backup tries again
+                _clear(target)
             raise
         with storage_errors(target):
             sync_directory(target)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from indexer.errors import IndexCorruptError, IndexLockedError
-from indexer.files import LOCK, network_file_system, open_regular, storage_errors
+from indexer.files import LOCK, network_file_system, open_regular, storage_error, storage_errors
 
 logger = logging.getLogger(__name__)
 
@@ -72,5 +72,7 @@ def _take(descriptor: int, directory: Path) -> None:
                 msg = f"{directory} is being written by {who}; wait until it ends and run again"
                 raise IndexLockedError(msg) from error
             time.sleep(_PAUSE_S)
+        except OSError as error:  # a file system without locks
+            raise storage_error(directory / LOCK, error) from error
         else:
             return

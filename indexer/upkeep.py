@@ -12,7 +12,7 @@ from indexer.ann.generation import Generation, build_generation, is_usable
 from indexer.ann.kinds import AnnOptions, Kind, Recipe, choose_recipe
 from indexer.ann.tuning import Effort, Point, Trial, Tuning
 from indexer.documents import JsonValue
-from indexer.errors import UsageError
+from indexer.errors import IndexCorruptError, UsageError
 from indexer.generations import GenerationRow
 from indexer.lock import writer_lock
 from indexer.progress import OnProgress, Phase, Progress, tell_nobody
@@ -138,6 +138,7 @@ def tune_generation(directory: Path, target_recall: float | None, on_progress: O
 
     Raises:
         IndexNotFoundError: there is no index at the path.
+        IndexCorruptError: the generation is damaged or missing.
         UsageError: there is no generation, or one that is exact.
     """
     SnapshotReader(directory).close()  # says so when there is no index
@@ -148,7 +149,11 @@ def tune_generation(directory: Path, target_recall: float | None, on_progress: O
             msg = f"{directory} has no generation to tune; make one: index rebuild {directory}"
             raise UsageError(msg)
         asked = AnnOptions(target_recall=target_recall).over(_asked(current))
-        generation = Generation(directory, current, store.layout.dim)
+        try:
+            generation = Generation(directory, current, store.layout.dim)
+        except FileNotFoundError as error:
+            msg = f"{directory / current.name} is missing; make it anew: index rebuild {directory}"
+            raise IndexCorruptError(msg) from error
         if generation.kind.is_exact:
             msg = f"the generation of {directory} is {current.kind}, which is exact: there is nothing to tune"
             raise UsageError(msg)
@@ -170,7 +175,7 @@ def _rebuild(store: Store, asked: AnnOptions, on_progress: OnProgress) -> list[s
 
         row = build_generation(store.directory, vectors, recipe, now(), on_step)
         details = {**row.details, "asked": asdict(asked), "n_dead": store.counts()["dead"]}
-        if not recipe.kind.is_exact:
+        if not recipe.kind.is_exact and row.n_slots > 1:
             generation = Generation(store.directory, row, store.layout.dim)
             step = _steps(on_progress)
             tuning = Trial(vectors, row.n_slots, step).tune(generation.index, asked.target, step)

@@ -194,7 +194,8 @@ class _Search:
         share = self.allowed.n / self.view.snapshot.n_rows
         more = max(1.0, self.k / _TUNED_K)
         depth = min(math.ceil(effort.depth * more), self.generation.n_slots)
-        probes = math.ceil(effort.probes * math.sqrt(more) / math.cbrt(share))
+        rarity = 1 / (math.cbrt(share) if self.generation.kind is Kind.IVF else math.sqrt(share))
+        probes = math.ceil(effort.probes * math.sqrt(more) * rarity)
         while True:
             probes = min(probes, index.max_probes)
             self.how = f", {probes:,} probes of {index.max_probes:,}" if probes else ""

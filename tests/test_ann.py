@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 import indexer.upkeep
+from indexer import Index
 from indexer.ann.generation import Generation
 from indexer.ann.kinds import FLAT_NUMBERS, AnnOptions, Kind, choose_recipe, parse_bytes
 from indexer.ann.tuning import Effort, Trial
 from indexer.changes import Changes, NewDocument, PassageRow
 from indexer.config import VectorDtype
 from indexer.documents import Document, Place, text_key
-from indexer.errors import UsageError
+from indexer.errors import IndexCorruptError, UsageError
 from indexer.info import generation_text
 from indexer.progress import Progress
 from indexer.snapshot import Snapshot, SnapshotReader
@@ -24,7 +25,7 @@ from indexer.store import Store
 from indexer.upkeep import bring_generation_up_to_date, check_recipe, rebuild_generation, tune_generation
 from indexer.vectors import VectorReader
 from search.allowed import Allowed
-from search.nearest import View, nearest
+from search.nearest import EXACT_SLOTS, EXACT_SLOTS_BESIDE_IVF, View, nearest
 
 N, DIM = 6_000, 64
 KINDS = ["ivf", "hnsw", "IVF32,SQ8", "PCA48,IVF16,SQ8"]
@@ -181,7 +182,10 @@ def test_tuning_for_another_target_changes_the_row_alone(index: Path) -> None:
     assert tuning.is_reached
     assert after.details["search"] == tuning.chosen.to_json()
     assert after.details["target_recall"] == 0.8
-    assert tuning.chosen.effort.probes < int(str(row.details["search"]["probes"]))  # type: ignore[index, call-overload]
+    meeting = [point for point in tuning.points if point.sure_recall >= 0.8]
+    assert tuning.chosen == min(meeting, key=lambda point: point.latency_ms)
+    needed = int(str(row.details["search"]["probes"]))  # type: ignore[index, call-overload]
+    assert min(point.effort.probes for point in meeting) < needed
 
 
 def test_an_exact_generation_and_none_at_all_cannot_be_tuned(index: Path) -> None:
@@ -189,6 +193,13 @@ def test_an_exact_generation_and_none_at_all_cannot_be_tuned(index: Path) -> Non
         tune_generation(index, None, tell_nobody)
     rebuild_generation(index, AnnOptions(kind="flat"), tell_nobody)
     with pytest.raises(UsageError, match="exact"):
+        tune_generation(index, None, tell_nobody)
+
+
+def test_a_generation_that_is_gone_cannot_be_tuned(index: Path) -> None:
+    row, _ = rebuild_generation(index, AnnOptions(kind="ivf", target_recall=0.5), tell_nobody)
+    (index / row.name).unlink()
+    with pytest.raises(IndexCorruptError, match="is missing; make it anew: index rebuild"):
         tune_generation(index, None, tell_nobody)
 
 
@@ -263,12 +274,64 @@ def test_a_factory_string_that_faiss_cannot_make_is_refused_at_once(index: Path,
         (50_000, 384, 10_000_000, Kind.IVF, "IVF256,PQ128x4fs"),
         (50_000, 384, 3_700_000, Kind.IVF, "IVF256,RaBitQ"),
         (10_000_000, 384, 500_000_000, Kind.IVF, "IVF4096,PQ32"),
+        (1_000_000, 48, 40_000_000, Kind.IVF, "IVF1024,PQ16"),
+        (1_000_000, 96, 17_000_000, Kind.IVF, "IVF1024,PQ8"),
+        (1_000_000, 256, 35_000_000, Kind.IVF, "IVF1024,PQ16"),
     ],
 )
 def test_auto_goes_by_size_dimension_and_memory(n: int, dim: int, limit: int | None, kind: Kind, factory: str) -> None:
     recipe = choose_recipe(AnnOptions(max_memory_bytes=limit), n, dim, VectorDtype.F16)
     assert (recipe.kind, recipe.factory) == (kind, factory)
     assert limit is None or recipe.n_bytes <= limit
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let so few vectors have the codes that `auto` takes for more."""
+    monkeypatch.setattr("indexer.ann.kinds._PQ_ROWS", 1_000)
+
+
+@pytest.mark.usefixtures("fast")
+def test_fast_codes_give_the_recall_that_is_recorded(index: Path, vectors: np.ndarray) -> None:
+    row, warnings = rebuild_generation(index, AnnOptions(kind="ivf", target_recall=0.9), tell_nobody)
+    assert warnings == []
+    assert row.details["factory"] == "IVF64,PQ16x4fs"
+    assert choose_recipe(AnnOptions(kind="ivf"), N, DIM, VectorDtype.F16).n_bytes == pytest.approx(row.n_bytes, rel=0.1)
+    search = row.details["search"]
+    assert isinstance(search, dict)
+    assert float(str(search["recall@10"])) >= 0.9
+    view = View.open(index, snapshot_of(index))
+    queries = clustered(300, DIM, 2)
+    found = nearest_through_generation(view, queries, 10, view.live())
+    assert found_share(found.slots, exact(vectors, queries, 10)) >= 0.88
+    for share in (0.01, 0.1, 0.5):
+        keep = np.random.default_rng(3).random(N) < share
+        found = nearest_through_generation(view, queries, 10, Allowed.only(np.flatnonzero(keep), N))
+        assert all(len(slots) == 10 and keep[slots].all() for slots in found.slots)
+        assert found_share(found.slots, exact(vectors, queries, 10, keep)) >= 0.88
+
+
+@pytest.mark.parametrize(
+    ("kind", "at_most"), [("flat", 20_000), ("ivf", 3_000), ("hnsw", 10_000), ("IVF32,SQ8", 10_000)]
+)
+def test_few_candidates_are_compared_one_by_one(
+    index: Path, kind: str, at_most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rebuild_generation(index, AnnOptions(kind=kind, target_recall=0.5), tell_nobody)
+    view = View.open(index, snapshot_of(index))
+    # A hundredth of everything, so that a small index shows it.
+    monkeypatch.setattr("search.nearest.EXACT_SLOTS", EXACT_SLOTS // 100)
+    monkeypatch.setattr("search.nearest.EXACT_SLOTS_BESIDE_IVF", EXACT_SLOTS_BESIDE_IVF // 100)
+    for n, is_one_by_one in ((at_most // 100, True), (at_most // 100 + 1, False)):
+        found = nearest(view, clustered(1, DIM, 5), 3, Allowed.only(np.arange(n), N), exact=False)
+        assert found.plan.startswith("exact: compared with") == is_one_by_one, found.plan
+
+
+def test_a_single_vector_needs_no_tuning(tmp_path: Path) -> None:
+    with closing(Store.create(tmp_path, dim=DIM, vector_dtype=VectorDtype.F16, settings={}, canaries=[])) as store:
+        append(store, clustered(1, DIM, 1))
+    report = Index(tmp_path).rebuild(kind="ivf")
+    assert (report.kind, report.slots, report.recall, report.warnings) == ("ivf", 1, None, ())
 
 
 def test_the_size_that_is_foretold_is_about_that_of_the_file(index: Path) -> None:

@@ -149,6 +149,20 @@ def test_what_a_backup_that_was_cut_off_left_makes_way(index: tuple[Path, Oracle
     check(copy, oracle)
 
 
+def test_a_file_of_somebody_beside_an_unfinished_copy_keeps_everything(
+    index: tuple[Path, Oracle], tmp_path: Path
+) -> None:
+    out, _ = index
+    copy = tmp_path / "copy"
+    backup_index(out, copy)
+    (copy / "index.db").rename(copy / f"backup-{'0' * 32}.tmp")
+    (copy / "notes.txt").write_text("mine")
+    before = {path.name for path in copy.iterdir()}
+    with pytest.raises(UsageError, match=r"holds notes\.txt"):
+        backup_index(out, copy)
+    assert {path.name for path in copy.iterdir()} == before
+
+
 def test_an_index_without_its_database_is_not_taken_for_an_unfinished_copy(
     index: tuple[Path, Oracle], tmp_path: Path
 ) -> None:

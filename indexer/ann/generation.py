@@ -98,7 +98,7 @@ def _hash(path: Path) -> str:
 
 
 class Generation:
-    """A generation opened for searching, memory-mapped."""
+    """A generation opened for searching; memory-mapped, but for FastScan codes, which FAISS cannot map."""
 
     def __init__(self, directory: Path, row: GenerationRow, dim: int, *, check_every_byte: bool = False) -> None:
         """Open a generation that the database names.

@@ -16,7 +16,8 @@ TARGET_RECALL = 0.95
 FLAT_NUMBERS = 20_000_000
 _ONE_BIT_DIM = 64  # below, one bit for each dimension tells too little
 _TRAINING_PER_LIST = 39  # what FAISS asks for
-_PQ_ROWS = 256 * _TRAINING_PER_LIST  # what a product quantiser asks for
+_PQ_ROWS = 256 * _TRAINING_PER_LIST  # what a product quantiser of 8 bits asks for; fewer rows are fast in any code
+_FAST_BLOCK = 32  # FastScan fills each list up to a multiple of this
 # FastScan codes cannot be mapped: each reader holds a copy. Beyond, codes that are mapped take their place.
 _FAST_BYTES = 1 << 30
 _HNSW_LINKS = 32
@@ -142,22 +143,25 @@ def choose_recipe(options: AnnOptions, n_rows: int, dim: int, dtype: VectorDtype
 
 def _ivf(n_rows: int, dim: int, limit: float) -> Recipe:
     lists = min(2 ** round(math.log2(math.sqrt(max(n_rows, 1)))), max(n_rows // _TRAINING_PER_LIST, 1))
+    centres = lists * dim * 4
     recipes = [
-        Recipe(kind=Kind.IVF, factory=f"IVF{lists},{code}", n_bytes=n_rows * (n + _ID_BYTES) + lists * dim * 4)
-        for code, n in _codes(n_rows, dim)
+        Recipe(kind=Kind.IVF, factory=f"IVF{lists},{code}", n_bytes=slots * (n + _ID_BYTES) + centres)
+        for code, n, slots in _codes(n_rows, dim, lists)
     ]
-    return next((recipe for recipe in recipes if recipe.n_bytes <= limit), recipes[-1])
+    return next((recipe for recipe in recipes if recipe.n_bytes <= limit), min(recipes, key=lambda each: each.n_bytes))
 
 
-def _codes(n_rows: int, dim: int) -> Iterator[tuple[str, int]]:
-    """Yield codes with their bytes a vector, the most wanted first."""
+def _codes(n_rows: int, dim: int, lists: int) -> Iterator[tuple[str, int, int]]:
+    """Yield codes, the most wanted first: name, bytes of a code, and how many of them the lists have room for."""
     if dim < _ONE_BIT_DIM:
-        yield "SQ8", dim
+        plain_bytes = dim
+        yield "SQ8", plain_bytes, n_rows
     else:
-        n = next(dim // width for width in (3, 4, 2, 1) if dim % width == 0)
-        fast_bytes = n_rows * (math.ceil(n / 2) + _ID_BYTES)
-        if n_rows >= _PQ_ROWS and fast_bytes <= _FAST_BYTES:
-            yield f"PQ{n}x4fs", math.ceil(n / 2)
-        yield "RaBitQ", math.ceil(dim / 8) + 8
+        plain_bytes = math.ceil(dim / 8) + 8
+        parts = next(dim // width for width in (3, 4, 2, 1) if dim % width == 0)
+        fast_bytes, room = math.ceil(parts / 2), n_rows + lists * _FAST_BLOCK // 2
+        if n_rows >= _PQ_ROWS and n_rows * (fast_bytes + _ID_BYTES) <= _FAST_BYTES:
+            yield f"PQ{parts}x4fs", fast_bytes, room
+        yield "RaBitQ", plain_bytes, n_rows
     if n_rows >= _PQ_ROWS:
-        yield from ((f"PQ{m}", m) for m in (32, 16, 8) if dim % m == 0 and m < dim // 8)
+        yield from ((f"PQ{m}", m, n_rows) for m in (32, 16, 8) if dim % m == 0 and m < plain_bytes)

@@ -52,7 +52,8 @@ class Attention(Protocol):
 class ByLength:
     """One call, free of padding, of scaled_dot_product_attention for all texts of one length; runs on every device.
 
-    `bias` (h, m, m), with m the longest length, is added to the scores; it depends on the distance of two tokens alone.
+    `bias` (h, m, m), with m the longest length, is added to the scores, or, if it is bool, says which tokens are seen;
+    it depends on the distance of two tokens alone.
     """
 
     texts: Texts
@@ -104,22 +105,21 @@ class Varlen:
 class Rotated:
     """Attention with rotary positions: queries and keys are turned by the angles of their positions.
 
-    `cosines` and `sines` are (t, 1, c / 2) float32, of all tokens. Source: Su et al., RoFormer, 2021.
+    `firsts` and `lasts` (b,) are the first and last token of each text; `cosines` and `sines`, (t, 1, c / 2) float32,
+    are of all tokens. Source: Su et al., RoFormer, 2021.
     """
 
     inner: Attention
-    texts: Texts
+    firsts: Tensor
+    lasts: Tensor
     cosines: Tensor
     sines: Tensor
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor, only: int | None = None) -> Tensor:
         """Turn and attend."""
-        import torch
-
         cosines, sines = self.cosines, self.sines
         if only is not None:
-            tokens = self.texts.starts if only == 0 else self.texts.starts + self.texts.lengths - 1
-            at = torch.from_numpy(tokens).to(cosines.device)
+            at = self.firsts if only == 0 else self.lasts
             cosines, sines = cosines[at], sines[at]
         return self.inner(_turned(queries, cosines, sines), _turned(keys, self.cosines, self.sines), values, only)
 

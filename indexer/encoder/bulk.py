@@ -1,4 +1,4 @@
-"""BulkEncoder: many texts into unit vectors with torch, as a contract says."""
+"""BulkEncoder: many texts into unit vectors, as a contract says."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 class BulkEncoder:
     """Encodes documents and queries as a contract says, in threads of its own. Made by `load`; `close` ends them.
 
-    `seconds` are the busy seconds of "tokenize" and "encode"; `warnings` are lines for the user.
+    `seconds` are the busy seconds of "tokenize" and "encode"; `engine` is torch or openvino; `warnings` are lines
+    for the user.
     """
-
-    engine = "torch"
 
     def __init__(
         self,
@@ -42,6 +41,7 @@ class BulkEncoder:
         warnings: list[str],
     ) -> None:
         self.contract = contract
+        self.engine = models[0].engine
         self.device = device
         self.dtype = dtype
         self.warnings = warnings

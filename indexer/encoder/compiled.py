@@ -6,6 +6,7 @@ A third faster there than `packed.py`, because its attention is one kernel, and 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, assert_never
@@ -33,26 +34,34 @@ if TYPE_CHECKING:
 
     from indexer.encoder.engine import Transformer
 
+logger = logging.getLogger(__name__)
+
 State = Mapping[str, NDArray[np.float32]]
 
 
 class CompiledModel:
     """A model of the BERT family on the CPU; made by `compile_graph`. Any number of threads may use it."""
 
+    engine = "openvino"
     cpu_batch_tokens = 1_024
     any_thread = True
 
-    def __init__(self, model: Transformer, shape: Shape, precision: str, n_threads: int) -> None:
+    def __init__(self, model: Transformer, shape: Shape, precision: str, n_workers: int) -> None:
+        import torch
+
         self.device = model.device
         self.dim = int(model.config.hidden_size)
         self._shape = shape
         self._settings = {
             "INFERENCE_PRECISION_HINT": precision,
-            "NUM_STREAMS": n_threads,
-            "INFERENCE_NUM_THREADS": n_threads,
+            "NUM_STREAMS": n_workers,
+            "INFERENCE_NUM_THREADS": max(torch.get_num_threads(), n_workers),
             "ENABLE_CPU_PINNING": False,  # other programs run here, too
         }
-        self._state: State = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+        # The graph shares the memory of these.
+        self._state = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in model.state_dict().items()}
+        if shape.family.has_types:
+            self._state[POSITIONS] = self._state[POSITIONS] + self._state[TYPES][0]
         bias = shape.family.relative_bias
         self._bias = self._state[bias] if bias else None
         self._lock = threading.Lock()
@@ -110,7 +119,7 @@ def is_installed() -> bool:
 
 
 def compile_graph(
-    model: Transformer, config: Mapping[str, Any], dtype: torch.dtype, n_threads: int
+    model: Transformer, config: Mapping[str, Any], dtype: torch.dtype, n_workers: int
 ) -> CompiledModel | None:
     """Return the compiled form of a model, None without OpenVINO or for a model not known to the last detail.
 
@@ -118,7 +127,7 @@ def compile_graph(
         model: as transformers loaded it, in float32 on the CPU; its tensors are shared.
         config: content of config.json.
         dtype: number format of the products, float32 or bfloat16.
-        n_threads: how many threads may run it at the same time; each call runs on one.
+        n_workers: how many threads will call it; they share the threads that torch has.
     """
     import torch
 
@@ -126,8 +135,14 @@ def compile_graph(
     if shape is None or precision is None or not is_installed():
         return None
     try:
-        return CompiledModel(model, shape, precision, n_threads)
+        return CompiledModel(model, shape, precision, n_workers)
     except KeyError:  # a tensor that the family does not name so
+        return None
+    except (ImportError, AttributeError, TypeError, RuntimeError) as error:
+        logger.warning(
+            "torch encodes, because OpenVINO cannot be used: %s",
+            (str(error).strip() or type(error).__name__).splitlines()[0],
+        )
         return None
 
 
@@ -172,12 +187,9 @@ class _Parts:
 
     def embed(self, ids: Any, positions: Any) -> Any:  # noqa: ANN401
         """Return the embeddings, (b, t, d)."""
-        table = self._state[POSITIONS]
-        if self._shape.family.has_types:
-            table = table + self._state[TYPES][0]
-        words = self._op.gather(self._op.constant(self._state[WORDS]), ids, _int64(0))
+        words = self._op.gather(self._constant(WORDS), ids, _int64(0))
         return self._normed(
-            self._op.add(words, self._op.gather(self._op.constant(table), positions, _int64(0))), EMBEDDINGS_NORM
+            self._op.add(words, self._op.gather(self._constant(POSITIONS), positions, _int64(0))), EMBEDDINGS_NORM
         )
 
     def layer(self, number: int, x: Any, read: Any, bias: Sequence[Any]) -> Any:  # noqa: ANN401
@@ -194,6 +206,9 @@ class _Parts:
         inner = op.gelu(self._product(x, at + family.up), "erf")
         return self._normed(op.add(self._product(inner, at + family.down), x), at + family.norm)
 
+    def _constant(self, name: str) -> Any:  # noqa: ANN401
+        return self._op.constant(self._state[name], shared_memory=True)
+
     def _heads(self, x: Any) -> Any:  # noqa: ANN401
         """Return (b, t, d) as (b, h, t, d / h)."""
         n_heads = self._shape.n_heads
@@ -201,11 +216,11 @@ class _Parts:
         return self._op.transpose(self._op.reshape(x, shape, special_zero=True), _int64([0, 2, 1, 3]))
 
     def _product(self, x: Any, name: str) -> Any:  # noqa: ANN401
-        weight, bias = (self._op.constant(self._state[f"{name}.{part}"]) for part in ("weight", "bias"))
+        weight, bias = (self._constant(f"{name}.{part}") for part in ("weight", "bias"))
         return self._op.add(self._op.matmul(x, weight, transpose_a=False, transpose_b=True), bias)
 
     def _normed(self, x: Any, name: str) -> Any:  # noqa: ANN401
-        weight, bias = (self._op.constant(self._state[f"{name}.{part}"]) for part in ("weight", "bias"))
+        weight, bias = (self._constant(f"{name}.{part}") for part in ("weight", "bias"))
         normed = self._op.mvn(x, _int64([-1]), True, self._shape.norm_eps, "inside_sqrt")
         return self._op.add(self._op.multiply(normed, weight), bias)
 

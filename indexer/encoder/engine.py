@@ -104,6 +104,10 @@ class Forward(Protocol):
         """Tokens of one pass that suit a CPU."""
 
     @property
+    def engine(self) -> str:
+        """What runs it: torch or openvino."""
+
+    @property
     def any_thread(self) -> bool:
         """Whether several threads may use it at the same time."""
 
@@ -160,17 +164,27 @@ def load_workers(files: ModelFiles, devices: Sequence[str], dtype: torch.dtype) 
     """
     import torch
 
-    loaded = {device: load_forward(files, device, dtype) for device in dict.fromkeys(devices)}
-    models = tuple(loaded[device][0] for device in devices)
     n_threads = torch.get_num_threads()
+    n_workers = len(devices)
+    if tuple(devices) == ("cpu",):
+        n_workers = min(n_threads, MOST_CPU_WORKERS)
+    loaded = {device: load_forward(files, device, dtype, n_workers) for device in dict.fromkeys(devices)}
+    models = tuple(loaded[device][0] for device in devices)
     if devices[0] == "cpu":
-        n_workers = len(devices) if len(devices) > 1 else min(n_threads, MOST_CPU_WORKERS)
         models = models[:1] * (n_workers if models[0].any_thread else 1)
     return Workers(models, n_threads, loaded[devices[0]][1])
 
 
-def load_forward(files: ModelFiles, device: str, dtype: torch.dtype) -> tuple[Forward, dict[str, Any]]:
+def load_forward(
+    files: ModelFiles, device: str, dtype: torch.dtype, n_workers: int = 1
+) -> tuple[Forward, dict[str, Any]]:
     """Load a model in the form that is fastest for it, and its configuration with all defaults filled in.
+
+    Args:
+        files: of the model.
+        device: where it runs.
+        dtype: number format of its products.
+        n_workers: how many threads will call it on a CPU.
 
     Raises:
         EncoderError: it cannot be loaded, weights are missing, or it is no encoder.
@@ -186,8 +200,7 @@ def load_forward(files: ModelFiles, device: str, dtype: torch.dtype) -> tuple[Fo
     model = load_model(files, device, torch.float32 if mixed else dtype)
     config: dict[str, Any] = model.config.to_dict()
     with torch.inference_mode():
-        n_threads = min(torch.get_num_threads(), MOST_CPU_WORKERS)
-        if device == "cpu" and (compiled := compile_graph(model, files.config, dtype, n_threads)):
+        if device == "cpu" and (compiled := compile_graph(model, files.config, dtype, n_workers)):
             return compiled, config
         if (packed := pack(model, files.config, dtype) or pack_modern(model, dtype)) is not None:
             return packed, config

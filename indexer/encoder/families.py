@@ -1,6 +1,7 @@
 """The BERT family: where each kind keeps its tensors, which configurations are ordinary, and how positions count.
 
-Both forward passes stand on it: of one query in numpy (`forward.py`) and of many texts in torch (`packed.py`).
+Three forward passes stand on it: of one query in numpy (`forward.py`), of many texts in torch (`packed.py`) and in a
+compiled graph (`compiled.py`).
 """
 
 from __future__ import annotations

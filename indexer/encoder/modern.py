@@ -53,26 +53,31 @@ class ModernBertModel(PackedModel):
 
     def _attentions(self, texts: Texts) -> Sequence[Attention]:
         positions = self._to_device(in_steps(np.arange(texts.lengths.sum()) - np.repeat(texts.starts, texts.lengths)))
-        made = {kind: self._rotated(kind, texts, positions) for kind in self._thetas}
+        ends = (self._to_device(texts.starts), self._to_device(texts.starts + texts.lengths - 1))
+        made = {kind: Rotated(self._within(kind, texts), *ends, *self._turns(kind, positions)) for kind in self._thetas}
         return [made[kind] for kind in self._kinds]
 
-    def _rotated(self, kind: str, texts: Texts, positions: Tensor) -> Attention:
+    def _turns(self, kind: str, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines of the angles of positions, (t, 1, d / h / 2) float32 each."""
         import torch
 
         n = self.dim // self._n_heads
         steps = torch.arange(0, n, 2, dtype=torch.float32, device=self.device)
         angles = positions[:, None].float() / self._thetas[kind] ** (steps / n)
-        is_cut = kind == _WINDOW and texts.lengths.max() > self._window + 1
-        inner = ByLength(texts, self._near(int(texts.lengths.max()))) if is_cut else self._attention(texts)
-        return Rotated(inner, texts, angles.cos()[:, None], angles.sin()[:, None])
+        return angles.cos()[:, None], angles.sin()[:, None]
+
+    def _within(self, kind: str, texts: Texts) -> Attention:
+        longest = int(texts.lengths.max())
+        if kind == _WINDOW and longest > self._window + 1:
+            return ByLength(texts, self._near(longest))
+        return self._attention(texts)
 
     def _near(self, longest: int) -> Tensor:
-        """Return a bias that leaves each token those within the window, (1, m, m)."""
+        """Return which tokens each token sees, those within the window, (1, m, m) bool."""
         import torch
 
-        at = torch.arange(longest, device=self.device)
-        is_far = (at[:, None] - at).abs() > self._window
-        return torch.zeros(is_far.shape, dtype=self._dtype, device=self.device).masked_fill_(is_far, -torch.inf)[None]
+        everything = torch.ones(longest, longest, dtype=torch.bool, device=self.device)
+        return everything.tril_(self._window).triu_(-self._window)[None]
 
 
 def pack_modern(model: Transformer, dtype: torch.dtype) -> ModernBertModel | None:

@@ -69,8 +69,9 @@ class Layer:
 
 
 class PackedModel(ABC):
-    """A model on one device; made by `pack`. Any number of threads may use it."""
+    """A model on one device. Any number of threads may use it."""
 
+    engine = "torch"
     # On Zen 4, one thread a worker, MiniLM: 512 to 2,048 are alike; beyond, what is between products leaves the cache.
     cpu_batch_tokens = 1_024
     any_thread = True
@@ -181,7 +182,7 @@ class PackedModel(ABC):
 
 
 class BertModel(PackedModel):
-    """A model of the BERT family: norms behind the sums, positions in the embeddings."""
+    """A model of the BERT family, made by `pack`: norms behind the sums, positions in the embeddings."""
 
     def __init__(self, model: Transformer, shape: Shape, dtype: torch.dtype) -> None:
         family, state, wide = shape.family, model.state_dict(), wide_dtype(model, dtype)

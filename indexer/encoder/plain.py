@@ -1,4 +1,4 @@
-"""The plain forward pass: any encoder of transformers over texts padded to the longest; what `packed.py` must equal."""
+"""The plain forward pass: any encoder of transformers, texts padded to the longest; what the fast passes must equal."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class PlainModel:
         EncoderError: it cannot run over tokens alone.
     """
 
+    engine = "torch"
     cpu_batch_tokens = 2_048
     any_thread = False  # some architectures keep tables of positions that grow
 
