@@ -40,7 +40,10 @@ State = Mapping[str, NDArray[np.float32]]
 
 
 class CompiledModel:
-    """A model of the BERT family on the CPU; made by `compile_graph`. Any number of threads may use it."""
+    """A model of the BERT family on the CPU; made by `compile_graph`. Any number of threads may use it.
+
+    `settings` are OpenVINO's.
+    """
 
     engine = "openvino"
     cpu_batch_tokens = 1_024
@@ -52,7 +55,7 @@ class CompiledModel:
         self.device = model.device
         self.dim = int(model.config.hidden_size)
         self._shape = shape
-        self._settings = {
+        self.settings = {
             "INFERENCE_PRECISION_HINT": precision,
             "NUM_STREAMS": n_workers,
             "INFERENCE_NUM_THREADS": max(torch.get_num_threads(), n_workers),
@@ -110,7 +113,7 @@ class CompiledModel:
     def _compile(self, graph: Any) -> Any:  # noqa: ANN401 - of OpenVINO
         import openvino
 
-        return openvino.Core().compile_model(graph, "CPU", self._settings)
+        return openvino.Core().compile_model(graph, "CPU", self.settings)
 
 
 def is_installed() -> bool:
