@@ -138,6 +138,7 @@ def compare(arguments: Any, path: Path, queries: NDArray[np.float32], truth: Tru
         for name, pipe in pipes.items():
             if PEERS[name].filters:
                 rows[name]["filtered"] = filtered(pipe, rows[name]["effort"], queries[:100], truth, name)
+                sys.stderr.write(json.dumps(rows[name]) + "\n")
         for pipe in pipes.values():
             pipe.send(None)
         for worker in workers:

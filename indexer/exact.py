@@ -76,15 +76,19 @@ def rank(
     Returns:
         scores, (at most k,) float64, cosine clamped to [-1, 1], descending; slots, int64, beside them.
     """
-    if len(slots) > 2 * k:  # only what float32 cannot tell from the k nearest needs the exact score
-        rough = np.concatenate(
-            [np.vecdot(vectors.rows(slots[i : i + _RANK_ROWS]), query) for i in range(0, len(slots), _RANK_ROWS)]
-        )
-        slots = slots[rough >= np.partition(rough, -k)[-k] - ROUNDING]
     query64 = query.astype(np.float64)
-    scores = np.empty(len(slots), np.float64)
+    found: list[NDArray[np.float64]] = []
+    kept: list[NDArray[np.int64]] = []
     for first in range(0, len(slots), _RANK_ROWS):
-        rows = vectors.rows(slots[first : first + _RANK_ROWS]).astype(np.float64)
-        scores[first : first + len(rows)] = np.multiply(rows, query64).sum(axis=1)
+        part = slots[first : first + _RANK_ROWS]
+        rows = vectors.rows(part)
+        if len(part) > 2 * k:  # only what float32 cannot tell from the k nearest needs the exact score
+            rough = np.vecdot(rows, query)
+            near = rough >= np.partition(rough, -k)[-k] - ROUNDING
+            part, rows = part[near], rows[near]
+        kept.append(part)
+        found.append(np.multiply(rows.astype(np.float64), query64).sum(axis=1))
+    scores = np.concatenate(found) if found else np.empty(0, np.float64)
+    slots = np.concatenate(kept) if kept else slots
     order = np.lexsort((slots, -scores))[:k]
     return np.clip(scores[order], -1.0, 1.0), slots[order]

@@ -109,7 +109,7 @@ def nearest_through_generation(view: View, queries: np.ndarray, k: int, allowed:
         return nearest(view, queries, k, allowed, exact=False)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "IVF16,PQ32x4fs"])
+@pytest.mark.parametrize("kind", [*KINDS, "IVF16,PQ32x4fs_64"])
 @pytest.mark.parametrize("share", [0.0005, 0.1, 0.3, 1.0])
 def test_k_hits_come_back_at_every_selectivity(index: Path, vectors: np.ndarray, kind: str, share: float) -> None:
     rebuild_generation(index, AnnOptions(kind=kind, target_recall=0.9), tell_nobody)
@@ -265,13 +265,13 @@ def test_a_factory_string_that_faiss_cannot_make_is_refused_at_once(index: Path,
     ("n", "dim", "limit", "kind", "factory"),
     [
         (50_000, 384, None, Kind.FLAT, "SQfp16"),
-        (FLAT_NUMBERS // 384 + 1, 384, None, Kind.IVF, "IVF256,PQ128x4fs"),
-        (200_000, 384, None, Kind.IVF, "IVF512,PQ128x4fs"),
-        (800_000, 384, None, Kind.IVF, "IVF1024,PQ128x4fs"),
-        (800_000, 1_024, None, Kind.IVF, "IVF1024,PQ256x4fs"),
+        (FLAT_NUMBERS // 384 + 1, 384, None, Kind.IVF, "IVF256,PQ128x4fs_64"),
+        (200_000, 384, None, Kind.IVF, "IVF512,PQ128x4fs_64"),
+        (800_000, 384, None, Kind.IVF, "IVF1024,PQ128x4fs_64"),
+        (800_000, 1_024, None, Kind.IVF, "IVF1024,PQ256x4fs_64"),
         (100_000_000, 384, None, Kind.IVF, "IVF8192,RaBitQ"),
         (1_000_000, 32, None, Kind.IVF, "IVF1024,SQ8"),
-        (50_000, 384, 10_000_000, Kind.IVF, "IVF256,PQ128x4fs"),
+        (50_000, 384, 10_000_000, Kind.IVF, "IVF256,PQ128x4fs_64"),
         (50_000, 384, 3_700_000, Kind.IVF, "IVF256,RaBitQ"),
         (10_000_000, 384, 500_000_000, Kind.IVF, "IVF4096,PQ32"),
         (1_000_000, 48, 40_000_000, Kind.IVF, "IVF1024,PQ16"),
@@ -295,7 +295,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fast_codes_give_the_recall_that_is_recorded(index: Path, vectors: np.ndarray) -> None:
     row, warnings = rebuild_generation(index, AnnOptions(kind="ivf", target_recall=0.9), tell_nobody)
     assert warnings == []
-    assert row.details["factory"] == "IVF64,PQ16x4fs"
+    assert row.details["factory"] == "IVF64,PQ16x4fs_64"
     assert choose_recipe(AnnOptions(kind="ivf"), N, DIM, VectorDtype.F16).n_bytes == pytest.approx(row.n_bytes, rel=0.1)
     search = row.details["search"]
     assert isinstance(search, dict)
