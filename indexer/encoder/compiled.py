@@ -60,6 +60,8 @@ class CompiledModel:
             "NUM_STREAMS": n_workers,
             "INFERENCE_NUM_THREADS": max(torch.get_num_threads(), n_workers),
             "ENABLE_CPU_PINNING": False,  # other programs run here, too
+            # By default 5,000 kernels are kept, several for each shape: 0.4 MB a shape, of which texts make thousands.
+            "CPU_RUNTIME_CACHE_CAPACITY": 100,
         }
         # The graph shares the memory of these.
         self._state = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in model.state_dict().items()}
