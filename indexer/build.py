@@ -194,7 +194,7 @@ def _shown(value: str | tuple[str, ...] | None) -> str | None:
 
 
 def load_bulk_encoder(options: EncoderOptions, *, contract: Contract | None) -> TextEncoder:
-    """Load the encoder of a model with torch; `BulkEncoder.load` says more."""
+    """Load the encoder of a model; `BulkEncoder.load` says more."""
     from indexer.encoder.bulk import BulkEncoder
 
     return BulkEncoder.load(options, contract=contract)

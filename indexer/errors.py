@@ -140,13 +140,13 @@ class MissingExtraError(IndexerError):
     """An optional library is not installed.
 
     Args:
-        library: import name of the library.
+        module: import name of the library.
         extra: the extra of clsindex that installs it.
     """
 
     code = "missing_extra"
 
-    def __init__(self, library: str, extra: str) -> None:
-        super().__init__(f"{library} is not installed; run: pip install 'clsindex[{extra}]'")
-        self.library = library
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(f"{module} is not installed; run: pip install 'clsindex[{extra}]'")
+        self.module = module
         self.extra = extra

@@ -77,8 +77,7 @@ def rank(
         scores, (at most k,) float64, cosine clamped to [-1, 1], descending; slots, int64, beside them.
     """
     query64 = query.astype(np.float64)
-    found: list[NDArray[np.float64]] = []
-    kept: list[NDArray[np.int64]] = []
+    found, kept = [np.empty(0, np.float64)], [slots[:0]]
     for first in range(0, len(slots), _RANK_ROWS):
         part = slots[first : first + _RANK_ROWS]
         rows = vectors.rows(part)
@@ -88,7 +87,6 @@ def rank(
             part, rows = part[near], rows[near]
         kept.append(part)
         found.append(np.multiply(rows.astype(np.float64), query64).sum(axis=1))
-    scores = np.concatenate(found) if found else np.empty(0, np.float64)
-    slots = np.concatenate(kept) if kept else slots
+    scores, slots = np.concatenate(found), np.concatenate(kept)
     order = np.lexsort((slots, -scores))[:k]
     return np.clip(scores[order], -1.0, 1.0), slots[order]

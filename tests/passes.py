@@ -6,7 +6,8 @@ import numpy as np
 
 from indexer.config import Pooling
 from indexer.encoder.engine import Forward
-from indexer.encoder.tokens import Tokens
+from indexer.encoder.plain import PlainModel
+from indexer.encoder.tokens import TextTokenizer, Tokens
 
 POOLINGS = (Pooling.CLS, Pooling.MEAN, Pooling.LAST)
 TEXTS = [
@@ -32,3 +33,25 @@ def vectors(model: Forward, ids: np.ndarray, lengths: np.ndarray, pooling: Pooli
         found = model(ids, lengths, pooling)
     assert found.dtype is torch.float32
     return found.numpy()
+
+
+def check_random_weights(model: Forward, plain: PlainModel, tokenizer: TextTokenizer, pooling: Pooling) -> None:
+    """Check a pass over a tiny model in float32 against the plain one."""
+    ids, lengths = longest_first(tokenizer.encode(TEXTS, 64))
+    assert len(np.unique(lengths)) < len(lengths), "some texts share a length"
+    expected = vectors(plain, ids, lengths, pooling)
+    assert np.ptp(expected, axis=0).max() > 0.1, "the oracle must tell texts apart"
+    np.testing.assert_allclose(vectors(model, ids, lengths, pooling), expected, atol=1e-5)
+    assert model.dim == plain.dim
+
+
+def check_real_weights(
+    exact: Forward, fast: Forward, plain: PlainModel, tokenizer: TextTokenizer, texts: list[str], pooling: Pooling
+) -> None:
+    """Check a pass over a real model, in float32 and in bfloat16, against the plain one in float32."""
+    ids, lengths = longest_first(tokenizer.encode([*texts, *TEXTS], 256))
+    expected = vectors(plain, ids, lengths, pooling)
+    np.testing.assert_allclose(vectors(exact, ids, lengths, pooling), expected, atol=2e-5)
+    found = vectors(fast, ids, lengths, pooling)
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    assert ((found * expected).sum(axis=1) / norms).min() >= 0.9999

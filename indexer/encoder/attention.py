@@ -25,6 +25,11 @@ class Texts:
     lengths: NDArray[np.int64]
     groups: list[tuple[int, int, int]]
 
+    @property
+    def lasts(self) -> NDArray[np.int64]:
+        """The last token of each text, (b,)."""
+        return self.starts + self.lengths - 1
+
     @classmethod
     def of(cls, lengths: NDArray[np.int32]) -> Texts:
         """Return where texts of these lengths, (b,), stand."""

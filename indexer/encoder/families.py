@@ -146,14 +146,19 @@ def position_ids(ids: NDArray[np.int32], starts: NDArray[np.int64], shape: Shape
         starts: where each text starts, (b,) ascending from 0.
         shape: of the model; some families count from behind the padding id, and pass over it where a text holds it.
     """
-    lengths = np.diff(starts, append=len(ids))
     if not shape.family.offset_positions:
-        return np.arange(len(ids)) - np.repeat(starts, lengths)
+        return positions_from_zero(starts, len(ids))
+    lengths = np.diff(starts, append=len(ids))
     counted = (ids != shape.pad_id).astype(np.int64)
     total = np.cumsum(counted)
     before = np.repeat(total[starts] - counted[starts], lengths)
     positions: NDArray[np.int64] = (total - before) * counted + shape.pad_id
     return positions
+
+
+def positions_from_zero(starts: NDArray[np.int64], n_tokens: int) -> NDArray[np.int64]:
+    """Return how far each of t tokens stands from the start of its text, (t,) int64."""
+    return np.arange(n_tokens) - np.repeat(starts, np.diff(starts, append=n_tokens))
 
 
 def relative_buckets(n_buckets: int, n_tokens: int) -> NDArray[np.int64]:

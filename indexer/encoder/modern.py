@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.encoder.attention import Attention, ByLength, Rotated, Texts
+from indexer.encoder.families import positions_from_zero
 from indexer.encoder.packed import Layer, Linear, Norm, PackedModel, in_steps, wide_dtype
 
 if TYPE_CHECKING:
@@ -30,11 +31,12 @@ class ModernBertModel(PackedModel):
     def __init__(self, model: Transformer, dtype: torch.dtype) -> None:
         config: Any = model.config
         state, wide = model.state_dict(), wide_dtype(model, dtype)
-        layers = [_layer(state, f"layers.{n}.", dtype, wide) for n in range(config.num_hidden_layers)]
+        # Only the last layer has a norm behind it.
+        norms = [None] * (config.num_hidden_layers - 1) + [_norm(state, "final_norm", wide)]
+        layers = [_layer(state, f"layers.{n}.", norm, dtype, wide) for n, norm in enumerate(norms)]
         words = state["embeddings.tok_embeddings.weight"].to(wide)
         super().__init__(words, layers, dtype, config.num_attention_heads, config.norm_eps)
         self._norm = _norm(state, "embeddings.norm", wide)
-        self._final_norm = _norm(state, "final_norm", wide)
         self._kinds: list[str] = config.layer_types
         self._thetas = {kind: config.rope_parameters[kind]["rope_theta"] for kind in self._kinds}
         self._window: int = config.sliding_window
@@ -49,11 +51,11 @@ class ModernBertModel(PackedModel):
         normed = self._normed(x, layer.attended_norm)
         inner, gate = linear(normed.to(self._dtype), *layer.up).chunk(2, dim=-1)
         x = x + linear(gelu(inner) * gate, *layer.down)
-        return self._normed(x, self._final_norm) if layer is self._layers[-1] else x
+        return self._normed(x, layer.norm)
 
     def _attentions(self, texts: Texts) -> Sequence[Attention]:
-        positions = self._to_device(in_steps(np.arange(texts.lengths.sum()) - np.repeat(texts.starts, texts.lengths)))
-        ends = (self._to_device(texts.starts), self._to_device(texts.starts + texts.lengths - 1))
+        positions = self._to_device(in_steps(positions_from_zero(texts.starts, int(texts.lengths.sum()))))
+        ends = (self._to_device(texts.starts), self._to_device(texts.lasts))
         made = {kind: Rotated(self._within(kind, texts), *ends, *self._turns(kind, positions)) for kind in self._thetas}
         return [made[kind] for kind in self._kinds]
 
@@ -102,7 +104,7 @@ def pack_modern(model: Transformer, dtype: torch.dtype) -> ModernBertModel | Non
         return None
 
 
-def _layer(state: Mapping[str, Tensor], at: str, dtype: torch.dtype, wide: torch.dtype) -> Layer:
+def _layer(state: Mapping[str, Tensor], at: str, norm: Norm | None, dtype: torch.dtype, wide: torch.dtype) -> Layer:
     def linear(name: str) -> Linear:
         bias = state.get(f"{at}{name}.bias")
         return Linear(state[f"{at}{name}.weight"].to(dtype), None if bias is None else bias.to(dtype))
@@ -115,7 +117,7 @@ def _layer(state: Mapping[str, Tensor], at: str, dtype: torch.dtype, wide: torch
         attended_norm=_norm(state, f"{at}mlp_norm", wide),
         up=linear("mlp.Wi"),
         down=linear("mlp.Wo"),
-        norm=None,
+        norm=norm,
     )
 
 

@@ -46,9 +46,9 @@ class Linear(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """Weight and bias of a layer norm, (d,) each; no weight: there is no norm."""
+    """Weight and bias of a layer norm, (d,) each."""
 
-    weight: Tensor | None
+    weight: Tensor
     bias: Tensor | None
 
 
@@ -114,18 +114,17 @@ class PackedModel(ABC):
             pooling: CLS, MEAN or LAST.
         """
         texts = Texts.of(lengths)
-        *attentions, attend = self._attentions(texts)
+        *others, (layer, attend) = zip(self._layers, self._attentions(texts), strict=True)
         x = self._embed(ids, texts)
-        for layer, attention in zip(self._layers, attentions, strict=False):
-            x = self._whole(layer, x, attention)
-        layer = self._layers[-1]
+        for other, attends in others:
+            x = self._whole(other, x, attends)
         match pooling:
             case Pooling.MEAN:
                 return self._means(self._whole(layer, x, attend), texts)
             case Pooling.CLS:
                 return self._last(layer, x, attend, texts.starts, 0)
             case Pooling.LAST:
-                return self._last(layer, x, attend, texts.starts + texts.lengths - 1, -1)
+                return self._last(layer, x, attend, texts.lasts, -1)
             case Pooling.AUTO:
                 msg = "pooling must be resolved before"
                 raise ValueError(msg)

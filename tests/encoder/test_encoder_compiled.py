@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import FAMILIES, build_model
-from passes import POOLINGS, TEXTS, longest_first, vectors
+from passes import POOLINGS, TEXTS, check_random_weights, check_real_weights, longest_first, vectors
 
 from indexer.config import Dtype, EncoderOptions, Pooling
 from indexer.encoder.bulk import BulkEncoder
@@ -48,24 +48,14 @@ def test_it_is_taken_for_its_families_and_no_others(family: str, tmp_path: Path)
 @pytest.mark.parametrize("family", COMPILED)
 def test_it_equals_the_plain_pass_with_random_weights(family: str, pooling: Pooling, tmp_path: Path) -> None:
     compiled, plain, tokenizer = both(build_model(tmp_path / "m", family))
-    ids, lengths = longest_first(tokenizer.encode(TEXTS, 64))
-    assert len(np.unique(lengths)) < len(lengths), "some texts share a length"
-    expected = vectors(plain, ids, lengths, pooling)
-    assert np.ptp(expected, axis=0).max() > 0.1, "the oracle must tell texts apart"
-    np.testing.assert_allclose(vectors(compiled, ids, lengths, pooling), expected, atol=1e-5)
-    assert compiled.dim == plain.dim
+    check_random_weights(compiled, plain, tokenizer, pooling)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_it_equals_the_plain_pass_with_real_weights(pooling: Pooling, minilm: str, cranfield_texts: list[str]) -> None:
     compiled, plain, tokenizer = both(minilm)
     fast, _, _ = both(minilm, "bfloat16")
-    ids, lengths = longest_first(tokenizer.encode([*cranfield_texts[:6], *TEXTS], 256))
-    expected = vectors(plain, ids, lengths, pooling)
-    np.testing.assert_allclose(vectors(compiled, ids, lengths, pooling), expected, atol=2e-5)
-    found = vectors(fast, ids, lengths, pooling)
-    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-    assert ((found * expected).sum(axis=1) / norms).min() >= 0.9999
+    check_real_weights(compiled, fast, plain, tokenizer, cranfield_texts[:6], pooling)
 
 
 def test_threads_share_it(tiny_bert: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from models import FAMILIES, build_model
-from passes import POOLINGS, TEXTS, longest_first, vectors
+from passes import POOLINGS, TEXTS, check_random_weights, check_real_weights, longest_first, vectors
 
 from indexer.config import Pooling
 from indexer.encoder.attention import ByLength, Texts, Varlen
@@ -52,24 +52,14 @@ def test_the_families_that_are_claimed_and_no_others_run_the_fast_pass(
 @pytest.mark.parametrize("family", PACKED)
 def test_it_equals_the_plain_pass_with_random_weights(family: str, pooling: Pooling, tmp_path: Path) -> None:
     packed, plain, tokenizer = both(build_model(tmp_path / "m", family))
-    ids, lengths = longest_first(tokenizer.encode(TEXTS, 64))
-    assert len(np.unique(lengths)) < len(lengths), "some texts share a length"
-    expected = vectors(plain, ids, lengths, pooling)
-    assert np.ptp(expected, axis=0).max() > 0.1, "the oracle must tell texts apart"
-    np.testing.assert_allclose(vectors(packed, ids, lengths, pooling), expected, atol=1e-5)
-    assert packed.dim == plain.dim
+    check_random_weights(packed, plain, tokenizer, pooling)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_it_equals_the_plain_pass_with_real_weights(pooling: Pooling, minilm: str, cranfield_texts: list[str]) -> None:
     packed, plain, tokenizer = both(minilm)
     fast, _, _ = both(minilm, "bfloat16")
-    ids, lengths = longest_first(tokenizer.encode([*cranfield_texts[:6], *TEXTS], 256))
-    expected = vectors(plain, ids, lengths, pooling)
-    np.testing.assert_allclose(vectors(packed, ids, lengths, pooling), expected, atol=2e-5)
-    found = vectors(fast, ids, lengths, pooling)
-    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-    assert ((found * expected).sum(axis=1) / norms).min() >= 0.9999
+    check_real_weights(packed, fast, plain, tokenizer, cranfield_texts[:6], pooling)
 
 
 def test_mpnet_beyond_its_exact_buckets(tmp_path: Path) -> None:
