@@ -113,13 +113,13 @@ def encoder_alone(bench: Bench, shape: Shape, rate: float) -> dict[str, Any]:
     config, dtype = config_of(shape), getattr(torch, bench.dtype)
     with torch.inference_mode():
         model = BertModel(config, add_pooling_layer=False).to(bench.device, dtype).eval()
-        packed = pack(model, config.to_dict(), dtype)
+        packed = pack(model, config.to_dict(), dtype, Pooling.CLS)
         assert packed is not None
         rates = {}
         for budget in bench.budgets:
             lengths = np.full(budget // LENGTH, LENGTH, np.int32)
             ids = np.random.default_rng(0).integers(999, 30_000, int(lengths.sum()), dtype=np.int32)
-            rates[budget] = len(lengths) / bench.median_s(lambda: packed(ids, lengths, Pooling.CLS))  # noqa: B023
+            rates[budget] = len(lengths) / bench.median_s(lambda: packed(ids, lengths))  # noqa: B023
     best = max(rates.values())
     share = best * shape.flop(LENGTH) / rate
     return {"texts_per_s": rates, "best": best, "wanted": shape.wanted, "share_of_matrix_rate": share}

@@ -26,32 +26,32 @@ def longest_first(tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
     return tokens.take(order), tokens.lengths[order]
 
 
-def vectors(model: Forward, ids: np.ndarray, lengths: np.ndarray, pooling: Pooling) -> np.ndarray:
+def vectors(model: Forward, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     import torch
 
     with torch.inference_mode():
-        found = model(ids, lengths, pooling)
+        found = model(ids, lengths)
     assert found.dtype is torch.float32
     return found.numpy()
 
 
-def check_random_weights(model: Forward, plain: PlainModel, tokenizer: TextTokenizer, pooling: Pooling) -> None:
+def check_random_weights(model: Forward, plain: PlainModel, tokenizer: TextTokenizer) -> None:
     """Check a pass over a tiny model in float32 against the plain one."""
     ids, lengths = longest_first(tokenizer.encode(TEXTS, 64))
     assert len(np.unique(lengths)) < len(lengths), "some texts share a length"
-    expected = vectors(plain, ids, lengths, pooling)
+    expected = vectors(plain, ids, lengths)
     assert np.ptp(expected, axis=0).max() > 0.1, "the oracle must tell texts apart"
-    np.testing.assert_allclose(vectors(model, ids, lengths, pooling), expected, atol=1e-5)
+    np.testing.assert_allclose(vectors(model, ids, lengths), expected, atol=1e-5)
     assert model.dim == plain.dim
 
 
 def check_real_weights(
-    exact: Forward, fast: Forward, plain: PlainModel, tokenizer: TextTokenizer, texts: list[str], pooling: Pooling
+    exact: Forward, fast: Forward, plain: PlainModel, tokenizer: TextTokenizer, texts: list[str]
 ) -> None:
     """Check a pass over a real model, in float32 and in bfloat16, against the plain one in float32."""
     ids, lengths = longest_first(tokenizer.encode([*texts, *TEXTS], 256))
-    expected = vectors(plain, ids, lengths, pooling)
-    np.testing.assert_allclose(vectors(exact, ids, lengths, pooling), expected, atol=2e-5)
-    found = vectors(fast, ids, lengths, pooling)
+    expected = vectors(plain, ids, lengths)
+    np.testing.assert_allclose(vectors(exact, ids, lengths), expected, atol=2e-5)
+    found = vectors(fast, ids, lengths)
     norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
     assert ((found * expected).sum(axis=1) / norms).min() >= 0.9999

@@ -83,13 +83,14 @@ class BulkEncoder:
         tokenizer = TextTokenizer.load(files)
         devices = choose_devices(options.device)
         dtype = choose_dtype(options.dtype, devices[0])
-        workers = load_workers(files, devices, dtype)
+        pooling = contract.pooling if contract else options.pooling or Pooling.CLS
+        workers = load_workers(files, devices, dtype, pooling)
         model = workers.models[0]
         if contract is None:
-            contract = new_contract(files, options, config=workers.config, dim=model.dim)
+            contract = new_contract(files, options, pooling=pooling, config=workers.config, dim=model.dim)
         check_same_dim(contract, model.dim)
         warnings = lint(files.declared, contract)
-        if contract.pooling is Pooling.CLS and tokenizer.n_leading == 0:
+        if pooling is Pooling.CLS and tokenizer.n_leading == 0:
             warnings.append(
                 f"the tokenizer of {contract.model} puts no token such as [CLS] first: cls pooling takes the first "
                 "word of each text; --pooling mean or last fits such a model"
@@ -178,7 +179,7 @@ class BulkEncoder:
 
     def _start(self, texts: Sequence[str], prompt: str, *, normalize: bool = True) -> Iterator[EncodedBatch]:
         prompted = [prompt + text for text in texts] if prompt else texts
-        return self._pipeline.start(prompted, self.contract.pooling, normalize=normalize)
+        return self._pipeline.start(prompted, normalize=normalize)
 
     def _tokenize(self, texts: Sequence[str]) -> Tokens:
         return self._tokenizer.encode(texts, self.contract.max_length_tokens)

@@ -89,7 +89,7 @@ def batch_tokens(model: Forward) -> int:
 
 
 class Forward(Protocol):
-    """A forward pass over texts on one device, with pooling."""
+    """A forward pass over texts on one device, with one pooling."""
 
     @property
     def dim(self) -> int:
@@ -114,13 +114,12 @@ class Forward(Protocol):
     def n_fit(self, lengths: NDArray[np.int32], budget: int) -> int:
         """Return how many of the first texts fit into a budget of tokens, at least one; longest first, (b,)."""
 
-    def __call__(self, ids: NDArray[np.int32], lengths: NDArray[np.int32], pooling: Pooling) -> torch.Tensor:
+    def __call__(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> torch.Tensor:
         """Return vectors, (b, d) float32 on the device, not normalised and not waited for.
 
         Args:
             ids: token ids of the texts, one behind the other, (t,).
             lengths: tokens of each text, (b,), at least 1, longest first.
-            pooling: CLS, MEAN or LAST.
         """
 
 
@@ -153,7 +152,7 @@ class Workers:
     config: dict[str, Any]
 
 
-def load_workers(files: ModelFiles, devices: Sequence[str], dtype: torch.dtype) -> Workers:
+def load_workers(files: ModelFiles, devices: Sequence[str], dtype: torch.dtype, pooling: Pooling) -> Workers:
     """Load a model for one worker on each device; one CPU stands for as many workers as it has cores.
 
     Several workers with a thread of torch each are faster than one worker with several: they never wait for one another
@@ -168,7 +167,7 @@ def load_workers(files: ModelFiles, devices: Sequence[str], dtype: torch.dtype) 
     n_workers = len(devices)
     if tuple(devices) == ("cpu",):
         n_workers = min(n_threads, MOST_CPU_WORKERS)
-    loaded = {device: load_forward(files, device, dtype, n_workers) for device in dict.fromkeys(devices)}
+    loaded = {device: load_forward(files, device, dtype, pooling, n_workers) for device in dict.fromkeys(devices)}
     models = tuple(loaded[device][0] for device in devices)
     if devices[0] == "cpu":
         models = models[:1] * (n_workers if models[0].any_thread else 1)
@@ -176,7 +175,7 @@ def load_workers(files: ModelFiles, devices: Sequence[str], dtype: torch.dtype) 
 
 
 def load_forward(
-    files: ModelFiles, device: str, dtype: torch.dtype, n_workers: int = 1
+    files: ModelFiles, device: str, dtype: torch.dtype, pooling: Pooling, n_workers: int = 1
 ) -> tuple[Forward, dict[str, Any]]:
     """Load a model in the form that is fastest for it, and its configuration with all defaults filled in.
 
@@ -184,6 +183,7 @@ def load_forward(
         files: of the model.
         device: where it runs.
         dtype: number format of its products.
+        pooling: CLS, MEAN or LAST.
         n_workers: how many threads will call it on a CPU.
 
     Raises:
@@ -196,17 +196,36 @@ def load_forward(
     from indexer.encoder.packed import pack
     from indexer.encoder.plain import PlainModel
 
+    if device == "cpu" and (compiled := compile_graph(files.config, files.weights, dtype, pooling, n_workers)):
+        config = load_config(files)
+        # A model that is at odds with itself is left to transformers, which says so.
+        if compiled.fits(config):
+            return compiled, config
     mixed = device == "cpu" and dtype is torch.bfloat16
     model = load_model(files, device, torch.float32 if mixed else dtype)
-    config: dict[str, Any] = model.config.to_dict()
+    config = model.config.to_dict()
     with torch.inference_mode():
-        if device == "cpu" and (compiled := compile_graph(model, files.config, dtype, n_workers)):
-            return compiled, config
-        if (packed := pack(model, files.config, dtype) or pack_modern(model, dtype)) is not None:
+        packed = pack(model, files.config, dtype, pooling) or pack_modern(model, dtype, pooling)
+        if packed is not None:
             return packed, config
         if mixed:
             _multiply_in_bfloat16(model)
-        return PlainModel(model, files.name), config
+        return PlainModel(model, files.name, pooling), config
+
+
+def load_config(files: ModelFiles) -> dict[str, Any]:
+    """Load the configuration of a model with all defaults filled in.
+
+    Raises:
+        EncoderError: transformers cannot load it.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: dict[str, Any] = AutoConfig.from_pretrained(files.directory, local_files_only=True).to_dict()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _not_loaded(files, error) from error
+    return config
 
 
 def load_model(files: ModelFiles, device: str, dtype: torch.dtype) -> Transformer:
@@ -225,6 +244,7 @@ def load_model(files: ModelFiles, device: str, dtype: torch.dtype) -> Transforme
         "trust_remote_code": False,
         "use_safetensors": True,
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are refused below, by name
         "dtype": dtype,
     }
     with _quiet():
@@ -234,8 +254,7 @@ def load_model(files: ModelFiles, device: str, dtype: torch.dtype) -> Transforme
             except TypeError:  # this architecture has no such layer
                 model, report = AutoModel.from_pretrained(files.directory, **arguments)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError) as error:
-            msg = f"{files.name} cannot be loaded: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-            raise EncoderError(msg) from error
+            raise _not_loaded(files, error) from error
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler"))
     if missing or report["mismatched_keys"]:
         # transformers would go on with random numbers in their place.
@@ -244,6 +263,12 @@ def load_model(files: ModelFiles, device: str, dtype: torch.dtype) -> Transforme
         raise EncoderError(msg)
     transformer: Transformer = model.to(device).eval()
     return transformer
+
+
+def _not_loaded(files: ModelFiles, error: Exception) -> EncoderError:
+    return EncoderError(
+        f"{files.name} cannot be loaded: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+    )
 
 
 def _multiply_in_bfloat16(model: Any) -> None:  # noqa: ANN401 - a module of transformers

@@ -21,7 +21,7 @@ from indexer.encoder.families import (
     read_shape,
     relative_buckets,
 )
-from indexer.encoder.weights import Weights
+from indexer.encoder.weights import FamilyWeights, Weights
 
 Array = NDArray[np.float32]
 
@@ -33,10 +33,6 @@ _ERF_Q = (
     *(-1.1791602954361697e-7, 0.000023547966471313185, 0.0010179625278914885, 0.014070470171167667),
     *(0.11098505178285362, 0.49746925110067538, 1.0),
 )
-
-
-class _UnsupportedError(Exception):
-    """The model lacks a tensor, or has it in another number format; never seen outside."""
 
 
 # OpenBLAS shares a product of more multiplications than this among threads (interface/gemm.c: 65,536 times 4), which
@@ -102,13 +98,14 @@ class NumpyEncoder:
     """A model of the BERT family; made by `open_numpy_encoder`. Any number of threads may use it."""
 
     def __init__(self, shape: Shape, weights: Weights) -> None:
-        family, parts = shape.family, _Parts(shape, weights)
+        family = shape.family
+        parts = FamilyWeights(weights, family)
         self._shape = shape
         self._words = parts.table(WORDS)
         self._positions = parts.table(POSITIONS)
         self._type = parts.array(TYPES)[0] if family.has_types else None
-        self._norm = parts.norm(EMBEDDINGS_NORM)
-        self._layers = [parts.layer(number) for number in range(shape.n_layers)]
+        self._norm = _Norm(*parts.norm(EMBEDDINGS_NORM), shape.norm_eps)
+        self._layers = [_layer(parts, shape, number) for number in range(shape.n_layers)]
         self._bias = parts.array(family.relative_bias) if family.relative_bias else None
 
     @property
@@ -157,7 +154,7 @@ def open_numpy_encoder(config: Mapping[str, Any], weights: Weights) -> NumpyEnco
         return None
     try:
         return NumpyEncoder(shape, weights)
-    except _UnsupportedError:
+    except KeyError:  # a tensor that the family does not name so, or in another number format
         return None
 
 
@@ -169,49 +166,18 @@ def gelu(x: Array) -> Array:
     return (x * (0.5 + 0.5 * erf)).astype(np.float32)
 
 
-class _Parts:
-    """Takes the parts of a model from its weights, under the names that its family gives them."""
-
-    def __init__(self, shape: Shape, weights: Weights) -> None:
-        self._family = shape.family
-        self._weights = weights
-        self._eps = shape.norm_eps
-        # A checkpoint of a model with a head keeps the encoder under a prefix.
-        self._prefix = "" if WORDS in weights else shape.family.prefix
-
-    def table(self, name: str) -> NDArray[np.floating[Any]]:
-        return self._weights.table(self._known(name))
-
-    def array(self, name: str) -> Array:
-        return self._weights.array(self._known(name))
-
-    def norm(self, name: str) -> _Norm:
-        # Checkpoints of 2018 and 2019 say gamma and beta.
-        old = self._prefix + f"{name}.gamma" in self._weights
-        weight, bias = ("gamma", "beta") if old else ("weight", "bias")
-        return _Norm(self.array(f"{name}.{weight}"), self.array(f"{name}.{bias}"), self._eps)
-
-    def linear(self, name: str) -> _Linear:
-        return _Linear(self.array(f"{name}.weight"), self.array(f"{name}.bias"))
-
-    def layer(self, number: int) -> _Layer:
-        family, at = self._family, self._family.layer.format(number)
-        return _Layer(
-            query=self.linear(at + family.query),
-            key=self.linear(at + family.key),
-            value=self.linear(at + family.value),
-            attended=self.linear(at + family.attended),
-            attended_norm=self.norm(at + family.attended_norm),
-            up=self.linear(at + family.up),
-            down=self.linear(at + family.down),
-            norm=self.norm(at + family.norm),
-        )
-
-    def _known(self, name: str) -> str:
-        full = self._prefix + name
-        if full not in self._weights:
-            raise _UnsupportedError(full)
-        return full
+def _layer(parts: FamilyWeights, shape: Shape, number: int) -> _Layer:
+    family, at = shape.family, shape.family.layer.format(number)
+    return _Layer(
+        query=_Linear(*parts.linear(at + family.query)),
+        key=_Linear(*parts.linear(at + family.key)),
+        value=_Linear(*parts.linear(at + family.value)),
+        attended=_Linear(*parts.linear(at + family.attended)),
+        attended_norm=_Norm(*parts.norm(at + family.attended_norm), shape.norm_eps),
+        up=_Linear(*parts.linear(at + family.up)),
+        down=_Linear(*parts.linear(at + family.down)),
+        norm=_Norm(*parts.norm(at + family.norm), shape.norm_eps),
+    )
 
 
 def _times(x: Array, weight: Array) -> Array:

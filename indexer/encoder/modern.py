@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.config import Pooling
 from indexer.encoder.attention import Attention, ByLength, Rotated, Texts
 from indexer.encoder.families import positions_from_zero
 from indexer.encoder.packed import Layer, Linear, Norm, PackedModel, in_steps, wide_dtype
@@ -28,14 +29,16 @@ _KINDS = frozenset({_WINDOW, "full_attention"})
 class ModernBertModel(PackedModel):
     """A ModernBERT; made by `pack_modern`."""
 
-    def __init__(self, model: Transformer, dtype: torch.dtype) -> None:
+    def __init__(self, model: Transformer, dtype: torch.dtype, pooling: Pooling) -> None:
         config: Any = model.config
         state, wide = model.state_dict(), wide_dtype(model, dtype)
         # Only the last layer has a norm behind it.
         norms = [None] * (config.num_hidden_layers - 1) + [_norm(state, "final_norm", wide)]
         layers = [_layer(state, f"layers.{n}.", norm, dtype, wide) for n, norm in enumerate(norms)]
         words = state["embeddings.tok_embeddings.weight"].to(wide)
-        super().__init__(words, layers, dtype, config.num_attention_heads, config.norm_eps)
+        super().__init__(
+            words, layers, dtype=dtype, pooling=pooling, n_heads=config.num_attention_heads, eps=config.norm_eps
+        )
         self._norm = _norm(state, "embeddings.norm", wide)
         self._kinds: list[str] = config.layer_types
         self._thetas = {kind: config.rope_parameters[kind]["rope_theta"] for kind in self._kinds}
@@ -82,12 +85,13 @@ class ModernBertModel(PackedModel):
         return everything.tril_(self._window).triu_(-self._window)[None]
 
 
-def pack_modern(model: Transformer, dtype: torch.dtype) -> ModernBertModel | None:
+def pack_modern(model: Transformer, dtype: torch.dtype, pooling: Pooling) -> ModernBertModel | None:
     """Return the fast form of a ModernBERT, None for another model or an unusual configuration.
 
     Args:
         model: as transformers loaded it; its tensors are shared or copied.
         dtype: number format of the products.
+        pooling: CLS, MEAN or LAST.
     """
     config: Any = model.config
     if (
@@ -99,7 +103,7 @@ def pack_modern(model: Transformer, dtype: torch.dtype) -> ModernBertModel | Non
     if any(config.rope_parameters[kind].get("rope_type") != "default" for kind in config.layer_types):
         return None
     try:
-        return ModernBertModel(model, dtype)
+        return ModernBertModel(model, dtype, pooling)
     except KeyError:  # a tensor that this model does not name so
         return None
 

@@ -76,10 +76,20 @@ class PackedModel(ABC):
     cpu_batch_tokens = 1_024
     any_thread = True
 
-    def __init__(self, words: Tensor, layers: Sequence[Layer], dtype: torch.dtype, n_heads: int, eps: float) -> None:
+    def __init__(
+        self,
+        words: Tensor,
+        layers: Sequence[Layer],
+        *,
+        dtype: torch.dtype,
+        pooling: Pooling,
+        n_heads: int,
+        eps: float,
+    ) -> None:
         self._words = words
         self._layers = layers
         self._dtype = dtype
+        self._pooling = pooling
         self._n_heads = n_heads
         self._eps = eps
         self.device = words.device
@@ -105,20 +115,19 @@ class PackedModel(ABC):
         """Return how many of the first texts fit into a budget of tokens, at least one."""
         return n_within(lengths, budget)
 
-    def __call__(self, ids: NDArray[np.int32], lengths: NDArray[np.int32], pooling: Pooling) -> Tensor:
+    def __call__(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Tensor:
         """Return the pooled hidden states, (b, d) float32 on the device, not waited for.
 
         Args:
             ids: token ids of the texts, one behind the other, (t,).
             lengths: tokens of each text, (b,), at least 1; equal lengths are neighbours.
-            pooling: CLS, MEAN or LAST.
         """
         texts = Texts.of(lengths)
         *others, (layer, attend) = zip(self._layers, self._attentions(texts), strict=True)
         x = self._embed(ids, texts)
         for other, attends in others:
             x = self._whole(other, x, attends)
-        match pooling:
+        match self._pooling:
             case Pooling.MEAN:
                 return self._means(self._whole(layer, x, attend), texts)
             case Pooling.CLS:
@@ -129,7 +138,7 @@ class PackedModel(ABC):
                 msg = "pooling must be resolved before"
                 raise ValueError(msg)
             case _:
-                assert_never(pooling)
+                assert_never(self._pooling)
 
     def _whole(self, layer: Layer, x: Tensor, attend: Attention) -> Tensor:
         """Return the states of all tokens after a layer, (t, d)."""
@@ -183,10 +192,12 @@ class PackedModel(ABC):
 class BertModel(PackedModel):
     """A model of the BERT family, made by `pack`: norms behind the sums, positions in the embeddings."""
 
-    def __init__(self, model: Transformer, shape: Shape, dtype: torch.dtype) -> None:
+    def __init__(self, model: Transformer, shape: Shape, dtype: torch.dtype, pooling: Pooling) -> None:
         family, state, wide = shape.family, model.state_dict(), wide_dtype(model, dtype)
         layers = [_layer(state, shape, number, dtype, wide) for number in range(shape.n_layers)]
-        super().__init__(state[WORDS].to(wide), layers, dtype, shape.n_heads, shape.norm_eps)
+        super().__init__(
+            state[WORDS].to(wide), layers, dtype=dtype, pooling=pooling, n_heads=shape.n_heads, eps=shape.norm_eps
+        )
         self._shape = shape
         self._positions = state[POSITIONS].to(wide)
         if family.has_types:
@@ -236,19 +247,20 @@ def in_steps(numbers: NDArray[Any]) -> NDArray[np.int64]:
     return padded
 
 
-def pack(model: Transformer, config: Mapping[str, Any], dtype: torch.dtype) -> PackedModel | None:
+def pack(model: Transformer, config: Mapping[str, Any], dtype: torch.dtype, pooling: Pooling) -> PackedModel | None:
     """Return the fast form of a model, None for one that this forward pass does not know to the last detail.
 
     Args:
         model: as transformers loaded it; its tensors are shared or copied.
         config: content of config.json.
         dtype: number format of the products.
+        pooling: CLS, MEAN or LAST.
     """
     shape = read_shape(config)
     if shape is None:
         return None
     try:
-        return BertModel(model, shape, dtype)
+        return BertModel(model, shape, dtype, pooling)
     except KeyError:  # a tensor that the family does not name so
         return None
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.config import Pooling
 from indexer.encoder.tokens import Tokens
 from indexer.errors import EncoderError, NonFiniteVectorError
 
@@ -99,18 +98,17 @@ class Pipeline:
         share = max(n_threads // len(models), 1)
         self._encoding = ThreadPoolExecutor(len(models), "encode", _set_torch_threads, (share,))
 
-    def start(self, texts: Sequence[str], pooling: Pooling, *, normalize: bool = True) -> Iterator[EncodedBatch]:
+    def start(self, texts: Sequence[str], *, normalize: bool = True) -> Iterator[EncodedBatch]:
         """Begin to encode texts at once; what was started before comes first.
 
         Args:
             texts: any number; they are tokenised together.
-            pooling: CLS, MEAN or LAST.
             normalize: scale to unit length.
 
         Returns:
             batches that together cover every text once, longest first; closing it drops what is left.
         """
-        planned = self._tokenizing.submit(self._plan, texts, pooling, normalize)
+        planned = self._tokenizing.submit(self._plan, texts, normalize)
         return self._finished(planned)
 
     def close(self) -> None:
@@ -121,7 +119,7 @@ class Pipeline:
         self._encoding.shutdown(cancel_futures=True)
         torch.set_num_threads(self._n_threads)
 
-    def _plan(self, texts: Sequence[str], pooling: Pooling, normalize: bool) -> tuple[Tokens, list[_Batch]]:
+    def _plan(self, texts: Sequence[str], normalize: bool) -> tuple[Tokens, list[_Batch]]:
         """Tokenise, sort by length, cut into batches and hand these to the workers."""
         started = perf_counter()
         tokens = self._tokenize(texts)
@@ -135,7 +133,7 @@ class Pipeline:
         while start < len(order):
             stop = start + self._models[0].n_fit(lengths[order[start:]], self.batch_tokens)
             rows = order[start:stop]
-            batches.append(_Batch(rows, self._encoding.submit(self._encode, tokens, rows, pooling, normalize)))
+            batches.append(_Batch(rows, self._encoding.submit(self._encode, tokens, rows, normalize)))
             start = stop
         self._count("tokenize", perf_counter() - started)
         return tokens, batches
@@ -153,7 +151,7 @@ class Pipeline:
             for batch in batches:
                 batch.landing.cancel()
 
-    def _encode(self, tokens: Tokens, rows: NDArray[np.int64], pooling: Pooling, normalize: bool) -> Landing:
+    def _encode(self, tokens: Tokens, rows: NDArray[np.int64], normalize: bool) -> Landing:
         """Run a batch on whichever model is idle; on a GPU, without waiting for it."""
         import torch
 
@@ -161,14 +159,14 @@ class Pipeline:
         try:
             if model.device.type != "cuda":
                 started = perf_counter()
-                vectors = self._vectors(model, tokens, rows, pooling, normalize).cpu()
+                vectors = self._vectors(model, tokens, rows, normalize).cpu()
                 self._count("encode", (perf_counter() - started) / len(self._models))
                 return Landing(vectors)
             with torch.cuda.device(model.device):
                 event: Any = torch.cuda.Event  # has no types
                 began, ended = event(enable_timing=True), event(enable_timing=True)
                 began.record()
-                vectors = self._vectors(model, tokens, rows, pooling, normalize)
+                vectors = self._vectors(model, tokens, rows, normalize)
                 host = torch.empty(vectors.shape, pin_memory=True)
                 host.copy_(vectors, non_blocking=True)
                 ended.record()
@@ -176,22 +174,20 @@ class Pipeline:
         finally:
             self._idle.put(model)
 
-    def _vectors(
-        self, model: Forward, tokens: Tokens, rows: NDArray[np.int64], pooling: Pooling, normalize: bool
-    ) -> Tensor:
+    def _vectors(self, model: Forward, tokens: Tokens, rows: NDArray[np.int64], normalize: bool) -> Tensor:
         """Return (b, d) float32 on the device of the model; in halves where it has no room for all at once."""
         import torch
 
         lengths = tokens.lengths[rows]
         try:
             with torch.inference_mode():
-                vectors = model(tokens.take(rows), lengths, pooling)
+                vectors = model(tokens.take(rows), lengths)
                 # In 16 bits the square of a hidden state can overflow, so they are float32; 0/0 and inf/inf become NaN.
                 return vectors / vectors.norm(dim=1, keepdim=True) if normalize else vectors
         except torch.OutOfMemoryError as error:
             self._halve(model, lengths, error)
         half = len(rows) // 2
-        parts = [self._vectors(model, tokens, part, pooling, normalize) for part in (rows[:half], rows[half:])]
+        parts = [self._vectors(model, tokens, part, normalize) for part in (rows[:half], rows[half:])]
         return torch.cat(parts)
 
     def _halve(self, model: Forward, lengths: NDArray[np.int32], error: Exception) -> None:

@@ -26,6 +26,7 @@ class PlainModel:
     Args:
         model: the bare encoder.
         name: of the model, for messages.
+        pooling: CLS, MEAN or LAST.
 
     Raises:
         EncoderError: it cannot run over tokens alone.
@@ -35,8 +36,9 @@ class PlainModel:
     cpu_batch_tokens = 2_048
     any_thread = False  # some architectures keep tables of positions that grow
 
-    def __init__(self, model: Transformer, name: str) -> None:
+    def __init__(self, model: Transformer, name: str, pooling: Pooling) -> None:
         self._model = model
+        self._pooling = pooling
         self.device = model.device
         self._pad_id = getattr(model.config, "pad_token_id", None) or 0
         try:
@@ -49,20 +51,19 @@ class PlainModel:
         """Return how many of the first texts fit, padded, into a budget of tokens, at least one."""
         return min(max(budget // _padded_length(int(lengths[0])), 1), _MAX_ROWS, len(lengths))
 
-    def __call__(self, ids: NDArray[np.int32], lengths: NDArray[np.int32], pooling: Pooling) -> Tensor:
+    def __call__(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Tensor:
         """Return the pooled hidden states, (b, d) float32 on the device, not waited for.
 
         Args:
             ids: token ids of the texts, one behind the other, (t,).
             lengths: tokens of each text, (b,), at least 1.
-            pooling: CLS, MEAN or LAST.
         """
         from indexer.encoder.pooling import pool
 
         inside = np.arange(_padded_length(int(lengths.max()))) < lengths[:, None]
         padded = np.full(inside.shape, self._pad_id, np.int64)
         padded[inside] = ids
-        return pool(*self._hidden(padded, inside), pooling)
+        return pool(*self._hidden(padded, inside), self._pooling)
 
     def _hidden(self, ids: NDArray[np.int64], inside: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
         """Return the last hidden state, (b, t, d), and the mask, (b, t) bool."""

@@ -17,12 +17,15 @@ _OFFSET_POSITIONS = frozenset(
 )
 
 
-def new_contract(files: ModelFiles, options: EncoderOptions, *, config: dict[str, Any], dim: int) -> Contract:
+def new_contract(
+    files: ModelFiles, options: EncoderOptions, *, pooling: Pooling, config: dict[str, Any], dim: int
+) -> Contract:
     """Make the contract of a new index.
 
     Args:
         files: the model.
-        options: with pooling and prompts resolved; what is None comes from the model, then from the defaults.
+        options: with prompts resolved; what is None comes from the model, then from the defaults.
+        pooling: CLS, MEAN or LAST.
         config: the model's configuration with the defaults of its architecture filled in.
         dim: length of its vectors.
 
@@ -39,7 +42,7 @@ def new_contract(files: ModelFiles, options: EncoderOptions, *, config: dict[str
         weights_sha256=files.weights_sha256,
         tokenizer_sha256=files.tokenizer_sha256,
         architecture=files.architecture,
-        pooling=options.pooling or Pooling.CLS,
+        pooling=pooling,
         max_length_tokens=max_length,
         query_prompt=options.query_prompt or "",
         doc_prompt=options.doc_prompt or "",

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.encoder.families import WORDS, Family
 from indexer.errors import EncoderError
 
 _DTYPES: dict[str, np.dtype[np.floating[Any]]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
@@ -44,7 +45,7 @@ class Weights:
         return name in self._arrays
 
     def array(self, name: str) -> NDArray[np.float32]:
-        """Return a tensor as float32: a read-only view of the file, or a copy where it holds float16."""
+        """Return a tensor as float32: a view of the file, or a copy where it holds float16."""
         return self._arrays[name].astype(np.float32, copy=False)
 
     def table(self, name: str) -> NDArray[np.floating[Any]]:
@@ -52,9 +53,43 @@ class Weights:
         return self._arrays[name]
 
 
+class FamilyWeights:
+    """The tensors of a model under the names that its family gives them; KeyError for one that is not there.
+
+    Args:
+        weights: of the model.
+        family: the names.
+    """
+
+    def __init__(self, weights: Weights, family: Family) -> None:
+        self._weights = weights
+        # A checkpoint of a model with a head keeps the encoder under a prefix.
+        self._prefix = "" if WORDS in weights else family.prefix
+
+    def table(self, name: str) -> NDArray[np.floating[Any]]:
+        """Return a tensor as it is stored, a view of the file."""
+        return self._weights.table(self._prefix + name)
+
+    def array(self, name: str) -> NDArray[np.float32]:
+        """Return a tensor as float32, a view of the file where it holds that."""
+        return self._weights.array(self._prefix + name)
+
+    def linear(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return weight (o, i) and bias (o,) of a product."""
+        return self.array(f"{name}.weight"), self.array(f"{name}.bias")
+
+    def norm(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return weight and bias of a layer norm, (d,) each."""
+        # Checkpoints of 2018 and 2019 say gamma and beta.
+        old = self._prefix + f"{name}.gamma" in self._weights
+        weight, bias = ("gamma", "beta") if old else ("weight", "bias")
+        return self.array(f"{name}.{weight}"), self.array(f"{name}.{bias}")
+
+
 def _map_file(path: Path) -> dict[str, NDArray[np.floating[Any]]]:
     with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # OpenVINO shares only memory that could be written; what is written would stay in this process.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     start = 8 + int.from_bytes(mapped[:8], "little")
     header = json.loads(mapped[8:start])
     arrays = {}

@@ -23,14 +23,15 @@ from indexer.encoder.tokens import TextTokenizer
 PACKED = ("bert", "roberta", "xlm-roberta", "distilbert", "mpnet", "modernbert")
 
 
-def both(name: Path | str, dtype: str = "float32") -> tuple[PackedModel, PlainModel, TextTokenizer]:
+def both(name: Path | str, pooling: Pooling, dtype: str = "float32") -> tuple[PackedModel, PlainModel, TextTokenizer]:
     import torch
 
     files = resolve_model(str(name), allow_download=False)
     model = load_model(files, "cpu", torch.float32)
     number = getattr(torch, dtype)
     with torch.inference_mode():
-        packed, plain = pack(model, files.config, number) or pack_modern(model, number), PlainModel(model, files.name)
+        packed = pack(model, files.config, number, pooling) or pack_modern(model, number, pooling)
+        plain = PlainModel(model, files.name, pooling)
     assert packed is not None
     return packed, plain, TextTokenizer.load(files)
 
@@ -44,31 +45,29 @@ def test_the_families_that_are_claimed_and_no_others_run_the_fast_pass(
     monkeypatch.setattr("indexer.encoder.compiled.is_installed", lambda: False)
 
     files = resolve_model(str(build_model(tmp_path / "m", family)), allow_download=False)
-    model, _ = load_forward(files, "cpu", torch.float32)
+    model, _ = load_forward(files, "cpu", torch.float32, Pooling.CLS)
     assert isinstance(model, PackedModel if family in PACKED else PlainModel)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("family", PACKED)
 def test_it_equals_the_plain_pass_with_random_weights(family: str, pooling: Pooling, tmp_path: Path) -> None:
-    packed, plain, tokenizer = both(build_model(tmp_path / "m", family))
-    check_random_weights(packed, plain, tokenizer, pooling)
+    packed, plain, tokenizer = both(build_model(tmp_path / "m", family), pooling)
+    check_random_weights(packed, plain, tokenizer)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_it_equals_the_plain_pass_with_real_weights(pooling: Pooling, minilm: str, cranfield_texts: list[str]) -> None:
-    packed, plain, tokenizer = both(minilm)
-    fast, _, _ = both(minilm, "bfloat16")
-    check_real_weights(packed, fast, plain, tokenizer, cranfield_texts[:6], pooling)
+    packed, plain, tokenizer = both(minilm, pooling)
+    fast, _, _ = both(minilm, pooling, "bfloat16")
+    check_real_weights(packed, fast, plain, tokenizer, cranfield_texts[:6])
 
 
-def test_mpnet_beyond_its_exact_buckets(tmp_path: Path) -> None:
-    packed, plain, tokenizer = both(build_model(tmp_path / "m", "mpnet", max_position_embeddings=402))
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_mpnet_beyond_its_exact_buckets(pooling: Pooling, tmp_path: Path) -> None:
+    packed, plain, tokenizer = both(build_model(tmp_path / "m", "mpnet", max_position_embeddings=402), pooling)
     ids, lengths = longest_first(tokenizer.encode(["heat flow " * n for n in (5, 30, 90, 190)], 400))
-    for pooling in POOLINGS:
-        np.testing.assert_allclose(
-            vectors(packed, ids, lengths, pooling), vectors(plain, ids, lengths, pooling), atol=1e-5
-        )
+    np.testing.assert_allclose(vectors(packed, ids, lengths), vectors(plain, ids, lengths), atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -82,10 +81,10 @@ def test_modernbert_variants(pooling: Pooling, tmp_path: Path) -> None:
         {"num_hidden_layers": 1},
     ]
     for number, changes in enumerate(variants):
-        packed, plain, tokenizer = both(build_model(tmp_path / str(number), "modernbert", **changes))
+        packed, plain, tokenizer = both(build_model(tmp_path / str(number), "modernbert", **changes), pooling)
         ids, lengths = longest_first(tokenizer.encode(TEXTS, 64))
-        expected = vectors(plain, ids, lengths, pooling)
-        np.testing.assert_allclose(vectors(packed, ids, lengths, pooling), expected, atol=2e-5, err_msg=str(changes))
+        expected = vectors(plain, ids, lengths)
+        np.testing.assert_allclose(vectors(packed, ids, lengths), expected, atol=2e-5, err_msg=str(changes))
 
 
 def test_a_modernbert_of_another_make_runs_the_plain_pass(tmp_path: Path) -> None:
@@ -94,12 +93,12 @@ def test_a_modernbert_of_another_make_runs_the_plain_pass(tmp_path: Path) -> Non
     model = load_model(
         resolve_model(str(build_model(tmp_path / "m", "modernbert")), allow_download=False), "cpu", torch.float32
     )
-    assert pack_modern(model, torch.float32) is not None
+    assert pack_modern(model, torch.float32, Pooling.CLS) is not None
     model.config.hidden_activation = "relu"
-    assert pack_modern(model, torch.float32) is None
+    assert pack_modern(model, torch.float32, Pooling.CLS) is None
     model.config.hidden_activation = "gelu"
     model.config.rope_parameters["full_attention"]["rope_type"] = "yarn"
-    assert pack_modern(model, torch.float32) is None
+    assert pack_modern(model, torch.float32, Pooling.CLS) is None
 
 
 def test_a_model_that_lacks_a_tensor_of_its_family_runs_the_plain_pass(tiny_bert: Path) -> None:
@@ -107,14 +106,14 @@ def test_a_model_that_lacks_a_tensor_of_its_family_runs_the_plain_pass(tiny_bert
 
     files = resolve_model(str(tiny_bert), allow_download=False)
     model = load_model(files, "cpu", torch.float32)
-    assert pack(model, files.config, torch.float32) is not None
-    assert pack(model, {**files.config, "model_type": "distilbert"}, torch.float32) is None
-    assert pack(model, {**files.config, "hidden_act": "relu"}, torch.float32) is None
+    assert pack(model, files.config, torch.float32, Pooling.CLS) is not None
+    assert pack(model, {**files.config, "model_type": "distilbert"}, torch.float32, Pooling.CLS) is None
+    assert pack(model, {**files.config, "hidden_act": "relu"}, torch.float32, Pooling.CLS) is None
 
 
 @pytest.mark.parametrize(("budget", "n"), [(1, 1), (30, 1), (49, 1), (50, 2), (59, 2), (60, 3), (1000, 4)])
 def test_texts_fit_a_budget_by_their_tokens_without_padding(budget: int, n: int, tiny_bert: Path) -> None:
-    packed, _, _ = both(tiny_bert)
+    packed, _, _ = both(tiny_bert, Pooling.CLS)
     assert packed.n_fit(np.array([30, 20, 10, 5], np.int32), budget) == n
 
 
@@ -152,13 +151,14 @@ def test_attention_by_length_equals_the_kernel_for_all_lengths(only: int | None)
     np.testing.assert_allclose(ByLength(texts)(queries, keys, values, only)[:n], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_the_whole_pass_is_the_same_with_the_kernel_for_all_lengths(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, pooling: Pooling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
 
-    packed, plain, tokenizer = both(build_model(tmp_path / "m", family))
+    packed, plain, tokenizer = both(build_model(tmp_path / "m", family), pooling)
     ids, lengths = longest_first(tokenizer.encode(TEXTS, 64))
 
     def attention(_self: PackedModel, texts: Texts) -> Varlen:
@@ -166,7 +166,4 @@ def test_the_whole_pass_is_the_same_with_the_kernel_for_all_lengths(
         return Varlen(kernel_in_its_place(), bounds, int(texts.lengths.max()))
 
     monkeypatch.setattr(PackedModel, "_attention", attention)
-    for pooling in POOLINGS:
-        np.testing.assert_allclose(
-            vectors(packed, ids, lengths, pooling), vectors(plain, ids, lengths, pooling), atol=1e-5
-        )
+    np.testing.assert_allclose(vectors(packed, ids, lengths), vectors(plain, ids, lengths), atol=1e-5)

@@ -13,7 +13,7 @@ from models import build_model
 
 from indexer import build_index
 from indexer.build import BuildOptions, run_build
-from indexer.config import Dtype, EncoderOptions, Pooling
+from indexer.config import Dtype, EncoderOptions
 from indexer.encoder.bulk import BulkEncoder
 from indexer.encoder.engine import GPU_BATCH_TOKENS, batch_tokens
 from indexer.errors import EncoderError, UsageError
@@ -39,9 +39,9 @@ class Spy:
     def __init__(self, model: Any, before: Any) -> None:
         self.model, self.before, self.device = model, before, model.device
 
-    def __call__(self, ids: np.ndarray, lengths: np.ndarray, pooling: Pooling) -> Any:
+    def __call__(self, ids: np.ndarray, lengths: np.ndarray) -> Any:
         self.before()
-        return self.model(ids, lengths, pooling)
+        return self.model(ids, lengths)
 
 
 def spy_on(encoder: BulkEncoder, before: Any) -> None:
