@@ -27,6 +27,7 @@ from indexer.encoder.families import (
     read_shape,
     relative_buckets,
 )
+from indexer.encoder.plain import n_within_padded, padded_length
 from indexer.encoder.weights import FamilyWeights, Weights
 from indexer.errors import EncoderError
 
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Up to so many tokens a batch is padded to a multiple of the step.
-_STEPS = ((32, 1), (64, 4), (256, 8), (sys.maxsize, 16))
+# Kernels are made for each shape that is new, some milliseconds long: steps that grow keep the shapes few, and padding
+# at an eighth or less.
+STEPS = ((32, 1), (64, 4), (256, 8), (sys.maxsize, 16))
 _FAR = 1e9  # taken from a score, it leaves a weight of exactly zero
 
 
@@ -52,6 +54,7 @@ class CompiledModel:
     any_thread = True
 
     def __init__(self, weights: Weights, shape: Shape, precision: str, pooling: Pooling, n_workers: int) -> None:
+        import openvino
         import torch
 
         parts = FamilyWeights(weights, shape.family)
@@ -70,7 +73,7 @@ class CompiledModel:
         }
         bias = shape.family.relative_bias
         self._bias = parts.array(bias) if bias else None
-        self._compiled = self._compile(_graph(parts, shape, pooling))
+        self._compiled = openvino.Core().compile_model(_graph(parts, shape, pooling), "CPU", self.settings)
         self._mine = threading.local()
 
     def fits(self, config: Mapping[str, Any]) -> bool:
@@ -80,7 +83,7 @@ class CompiledModel:
 
     def n_fit(self, lengths: NDArray[np.int32], budget: int) -> int:
         """Return how many of the first texts fit, padded, into a budget of tokens, at least one."""
-        return min(max(budget // padded_length(int(lengths[0])), 1), len(lengths))
+        return n_within_padded(lengths, budget, STEPS)
 
     def __call__(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Tensor:
         """Return the pooled hidden states, (b, d) float32.
@@ -91,7 +94,7 @@ class CompiledModel:
         """
         import torch
 
-        longest = padded_length(int(lengths.max()))
+        longest = padded_length(int(lengths.max()), STEPS)
         inside = np.arange(longest) < lengths[:, None]
         if self._pooling is Pooling.LAST:  # padding goes before a text, so that its last token has one place
             inside = inside[:, ::-1]
@@ -111,11 +114,6 @@ class CompiledModel:
         if not hasattr(self._mine, "request"):
             self._mine.request = self._compiled.create_infer_request()
         return self._mine.request
-
-    def _compile(self, graph: Any) -> Any:  # noqa: ANN401 - of OpenVINO
-        import openvino
-
-        return openvino.Core().compile_model(graph, "CPU", self.settings)
 
 
 def is_installed() -> bool:
@@ -150,16 +148,6 @@ def compile_graph(
             (str(error).strip() or type(error).__name__).splitlines()[0],
         )
         return None
-
-
-def padded_length(longest: int) -> int:
-    """Return the length that a batch is padded to.
-
-    A kernel is made for each shape that is new, some milliseconds long: steps that grow keep the shapes few, padding at
-    an eighth.
-    """
-    step = next(step for most, step in _STEPS if longest <= most)
-    return -(-longest // step) * step
 
 
 def _graph(weights: FamilyWeights, shape: Shape, pooling: Pooling) -> Any:  # noqa: ANN401 - of OpenVINO

@@ -222,7 +222,9 @@ def load_config(files: ModelFiles) -> dict[str, Any]:
     from transformers import AutoConfig
 
     try:
-        config: dict[str, Any] = AutoConfig.from_pretrained(files.directory, local_files_only=True).to_dict()
+        config: dict[str, Any] = AutoConfig.from_pretrained(
+            files.directory, local_files_only=True, trust_remote_code=False
+        ).to_dict()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _not_loaded(files, error) from error
     return config

@@ -34,7 +34,6 @@ _ERF_Q = (
     *(0.11098505178285362, 0.49746925110067538, 1.0),
 )
 
-
 # OpenBLAS shares a product of more multiplications than this among threads (interface/gemm.c: 65,536 times 4), which
 # spin while they wait: with both cores of a small machine busy, a query then took 430 ms instead of 10. Eight rows at a
 # time are also faster on one thread than all rows at once, up to 128 tokens.

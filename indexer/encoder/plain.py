@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +17,11 @@ if TYPE_CHECKING:
 
     from indexer.encoder.engine import Transformer
 
-_EXACT_LENGTHS = 64
-_LENGTH_STEP = 8
+# (most, step): a batch of up to so many tokens a text is padded to a multiple of the step.
+Steps = Sequence[tuple[int, int]]
+
+# oneDNN keeps a program for every shape it meets, some 100 kB each, so long lengths go in steps.
+_STEPS = ((64, 1), (sys.maxsize, 8))
 _MAX_ROWS = 4_096
 
 
@@ -49,7 +54,7 @@ class PlainModel:
 
     def n_fit(self, lengths: NDArray[np.int32], budget: int) -> int:
         """Return how many of the first texts fit, padded, into a budget of tokens, at least one."""
-        return min(max(budget // _padded_length(int(lengths[0])), 1), _MAX_ROWS, len(lengths))
+        return min(n_within_padded(lengths, budget, _STEPS), _MAX_ROWS)
 
     def __call__(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Tensor:
         """Return the pooled hidden states, (b, d) float32 on the device, not waited for.
@@ -60,7 +65,7 @@ class PlainModel:
         """
         from indexer.encoder.pooling import pool
 
-        inside = np.arange(_padded_length(int(lengths.max()))) < lengths[:, None]
+        inside = np.arange(padded_length(int(lengths.max()), _STEPS)) < lengths[:, None]
         padded = np.full(inside.shape, self._pad_id, np.int64)
         padded[inside] = ids
         return pool(*self._hidden(padded, inside), self._pooling)
@@ -74,10 +79,12 @@ class PlainModel:
         return output.last_hidden_state, mask
 
 
-def _padded_length(longest: int) -> int:
-    """Return the length that a batch is padded to.
+def padded_length(longest: int, steps: Steps) -> int:
+    """Return the length that a batch is padded to: few lengths are few shapes, for each of which kernels are kept."""
+    step = next(step for most, step in steps if longest <= most)
+    return -(-longest // step) * step
 
-    oneDNN keeps a program for every shape it meets, some 100 kB each; long lengths in steps of eight keep their number,
-    and the memory of a build, bounded.
-    """
-    return longest if longest <= _EXACT_LENGTHS else -(-longest // _LENGTH_STEP) * _LENGTH_STEP
+
+def n_within_padded(lengths: NDArray[np.int32], budget: int, steps: Steps) -> int:
+    """Return how many of the first texts fit, padded to the first, into a budget of tokens, at least one."""
+    return min(max(budget // padded_length(int(lengths[0]), steps), 1), len(lengths))

@@ -15,11 +15,11 @@ from passes import POOLINGS, TEXTS, check_random_weights, check_real_weights, lo
 
 from indexer.config import Dtype, EncoderOptions, Pooling
 from indexer.encoder.bulk import BulkEncoder
-from indexer.encoder.compiled import CompiledModel, compile_graph, padded_length
+from indexer.encoder.compiled import STEPS, CompiledModel, compile_graph
 from indexer.encoder.engine import load_forward, load_model, load_workers
 from indexer.encoder.models import resolve_model
 from indexer.encoder.packed import PackedModel
-from indexer.encoder.plain import PlainModel
+from indexer.encoder.plain import PlainModel, padded_length
 from indexer.encoder.tokens import TextTokenizer
 from indexer.errors import EncoderError
 
@@ -152,7 +152,7 @@ def test_few_shapes_reach_the_graph_and_little_padding(tiny_bert: Path) -> None:
     for longest in range(1, 513):
         lengths = np.full(1_024, longest, np.int32)
         n = compiled.n_fit(lengths, 1_024)
-        width = padded_length(longest)
+        width = padded_length(longest, STEPS)
         shapes.add((n, width))
         tokens, padded = tokens + longest, padded + width
     assert len(shapes) < 90
