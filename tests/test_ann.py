@@ -327,6 +327,13 @@ def test_few_candidates_are_compared_one_by_one(
         assert found.plan.startswith("exact: compared with") == is_one_by_one, found.plan
 
 
+def test_product_codes_with_many_lists_for_few_vectors_can_be_opened(index: Path) -> None:
+    rebuild_generation(index, AnnOptions(kind="IVF256,PQ32x4", target_recall=0.1), tell_nobody)
+    rebuild_generation(index, AnnOptions(kind="IVF128,PQ32", target_recall=0.1), tell_nobody)
+    view = View.open(index, snapshot_of(index))
+    assert nearest_through_generation(view, clustered(1, DIM, 5), 3, view.live()).plan.startswith("factory index")
+
+
 def test_a_single_vector_needs_no_tuning(tmp_path: Path) -> None:
     with closing(Store.create(tmp_path, dim=DIM, vector_dtype=VectorDtype.F16, settings={}, canaries=[])) as store:
         append(store, clustered(1, DIM, 1))

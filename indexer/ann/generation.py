@@ -131,8 +131,10 @@ class Generation:
         # A crafted file may announce more than it holds; nothing in a file is larger than the file.
         faiss.set_deserialization_vector_byte_limit(row.n_bytes)
         faiss.set_deserialization_loop_limit(row.n_bytes)
+        # The table of distances between centroids, for L2 alone, would count against the limit.
+        flags = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
         try:
-            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+            index = faiss.read_index(str(path), flags)
         except (MemoryError, RuntimeError) as error:
             if not path.exists():  # a writer replaced it since it was hashed
                 raise FileNotFoundError(path) from error
