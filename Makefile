@@ -74,6 +74,7 @@ wheel: .venv/.dev
 gpu: .venv/.peers
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python benchmarks/gpu.py --peer-python .venv/peers/bin/python
+	$(BIN)/python benchmarks/gpu_search.py
 
 PEERS := --python sentence-transformers=.venv/peers/bin/python --python txtai=.venv/peers/bin/python
 bench-encode: .venv/.peers

@@ -75,7 +75,7 @@ def build_index(
         text_field: the field or fields that make the text; several are joined by a space.
         id_field: the field that is the id; the default is the first of id, _id, doc_id, else a hash of the record.
         columns: names of the columns of CSV or TSV without a header.
-        kind: auto (the default), flat, ivf, hnsw, or a FAISS factory string, e.g. `IVF256,PQ32`.
+        kind: auto (the default), flat, ivf, hnsw, cagra, or a FAISS factory string, e.g. `IVF256,PQ32`.
         target_recall: recall@10 that the search parameters are tuned for, 0.95 by default.
         max_index_memory: bytes that the FAISS index may take; auto and ivf choose smaller codes to stay below.
         index_field: metadata field or fields to give an SQL index, for filters that few documents meet.
@@ -254,14 +254,16 @@ class Index:
         kind: str | None = None,
         target_recall: float | None = None,
         max_index_memory: int | None = None,
+        device: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> RebuildReport:
         """Make another FAISS index of the vectors that are there; nothing is encoded.
 
         Args:
-            kind: auto, flat, ivf, hnsw, or a FAISS factory string; the default is what was asked for before.
+            kind: auto, flat, ivf, hnsw, cagra, or a FAISS factory string; the default is what was asked for before.
             target_recall: recall@10 in (0, 1] that an approximate index is tuned for.
             max_index_memory: bytes that the index may take.
+            device: whose GPU FAISS may use, e.g. cuda:1 or cpu; the default is the first GPU, if FAISS can use one.
             on_progress: told after each step.
 
         Raises:
@@ -271,7 +273,7 @@ class Index:
             UsageError: the index is empty, or FAISS cannot make what is asked for.
         """
         asked = AnnOptions(kind=kind, target_recall=target_recall, max_memory_bytes=max_index_memory)
-        return RebuildReport.of(*rebuild_generation(self.directory, asked, on_progress or tell_nobody))
+        return RebuildReport.of(*rebuild_generation(self.directory, asked, on_progress or tell_nobody, device))
 
     def tune(self, *, target_recall: float | None = None, on_progress: OnProgress | None = None) -> Tuning:
         """Measure recall against latency on vectors of the index, and keep the fastest setting that reaches the target.

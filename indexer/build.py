@@ -92,7 +92,7 @@ def run_build(
     tell(Progress(phase=Phase.LOAD))
     with watch.stage("load"):
         encoder = (load_encoder or load_bulk_encoder)(options.encoder, contract=recorded.contract if recorded else None)
-    check_recipe(options.ann, encoder.contract.dim)
+    check_recipe(options.ann, encoder.contract.dim, options.encoder.device)
     report.warnings += encoder.warnings
     tell(Progress(phase=Phase.ENCODE, warnings=tuple(encoder.warnings)))
     if recorded is None:
@@ -108,7 +108,7 @@ def run_build(
         tell(Progress(phase=Phase.INDEX, n_documents=run.n_documents, fraction=1.0))
         with watch.stage("index"):
             report.warnings += _index_fields(store, options.index_fields)
-            report.warnings += bring_generation_up_to_date(store, options.ann, tell)
+            report.warnings += bring_generation_up_to_date(store, options.ann, tell, options.encoder.device)
         counts = store.counts()
     report.documents, report.passages = counts["documents"], counts["passages"]
     stages = ("load", "read", "tokenize", "encode", "commit", "index")

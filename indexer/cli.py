@@ -41,7 +41,8 @@ DeviceOption = Annotated[
 OnErrorOption = Annotated[OnError, typer.Option(help="What a record that cannot be used does to the run.")]
 MaxErrorsOption = Annotated[int | None, typer.Option(min=0, help="With --on-error skip: stop after this many.")]
 KindOption = Annotated[
-    str | None, typer.Option(metavar="KIND", help="auto, flat, ivf, hnsw, or a FAISS factory string. Default: auto.")
+    str | None,
+    typer.Option(metavar="KIND", help="auto, flat, ivf, hnsw, cagra, or a FAISS factory string. Default: auto."),
 ]
 TargetRecallOption = Annotated[float | None, typer.Option(help="recall@10 that searches are tuned for. Default: 0.95.")]
 MaxIndexMemoryOption = Annotated[
@@ -195,6 +196,9 @@ def rebuild(
     kind: KindOption = None,
     target_recall: TargetRecallOption = None,
     max_index_memory: MaxIndexMemoryOption = None,
+    device: Annotated[
+        str | None, typer.Option(help="GPU that FAISS may use, e.g. cuda:1, or cpu. Default: the first, if any.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Make another FAISS index of the vectors that are there; nothing is encoded."""
@@ -204,7 +208,7 @@ def rebuild(
 
     asked = _ann_options(kind, target_recall, max_index_memory)
     with stop_on_terminate(), ProgressDisplay() as display:
-        row, warnings = rebuild_generation(directory, asked, display)
+        row, warnings = rebuild_generation(directory, asked, display, device)
     for warning in warnings:
         say(f"warning: {warning}")
     if json:

@@ -68,7 +68,7 @@ def repair_index(
         try:
             _mend_database(path, report)
             if _mend_vectors(directory, report, load_encoder or load_bulk_encoder, encode_damaged, device):
-                _mend_generations(directory, report)
+                _mend_generations(directory, report, device)
         except (IndexCorruptError, StorageError) as error:
             report.left.append(str(error))
         report.left += verify_index(directory, deep=True)
@@ -101,7 +101,7 @@ def _mend_vectors(
         return True
 
 
-def _mend_generations(directory: Path, report: RepairReport) -> None:
+def _mend_generations(directory: Path, report: RepairReport, device: str | None) -> None:
     with closing(Store.open(directory)) as store:
         asked, bad = asked_before(store), []
         for row in store.generations():
@@ -114,7 +114,7 @@ def _mend_generations(directory: Path, report: RepairReport) -> None:
                 bad.append(row.name)
         store.drop_generations(bad)
         had = {row.name for row in store.generations()}
-        bring_generation_up_to_date(store, asked)
+        bring_generation_up_to_date(store, asked, device=device)
         if new := {row.name for row in store.generations()} - had:
             report.mended.append(f"{directory / new.pop()}: the FAISS file was built again")
 

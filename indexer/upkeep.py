@@ -9,6 +9,7 @@ from pathlib import Path
 
 from indexer.ann.engine import empty_index
 from indexer.ann.generation import Generation, build_generation, is_usable
+from indexer.ann.gpu import Gpu
 from indexer.ann.kinds import AnnOptions, Kind, Recipe, choose_recipe
 from indexer.ann.tuning import Effort, Point, Trial, Tuning
 from indexer.documents import JsonValue
@@ -63,7 +64,9 @@ def asked_before(store: Store) -> AnnOptions:
     return _asked(_current(store))
 
 
-def bring_generation_up_to_date(store: Store, asked: AnnOptions, on_progress: OnProgress = tell_nobody) -> list[str]:
+def bring_generation_up_to_date(
+    store: Store, asked: AnnOptions, on_progress: OnProgress = tell_nobody, device: str | None = None
+) -> list[str]:
     """Build a new generation where there is none, the tail is long, many slots are dead, or another one is asked for.
 
     Otherwise the recall of the one that is there is measured again when enough has changed.
@@ -72,6 +75,7 @@ def bring_generation_up_to_date(store: Store, asked: AnnOptions, on_progress: On
         store: the index, open for writing.
         asked: of the generation; what it leaves open is taken from the one that is there.
         on_progress: told after each step.
+        device: whose GPU FAISS may use, e.g. cuda:1 or cpu; the default is the first GPU, where the wheel can use one.
 
     Returns:
         What the user should know, one line each.
@@ -82,49 +86,62 @@ def bring_generation_up_to_date(store: Store, asked: AnnOptions, on_progress: On
     before = _asked(current)
     asked = asked.over(before)
     if current is None or asked != before or not is_usable(store.directory, current, store.layout.dim):
-        return _rebuild(store, asked, on_progress)
+        return _rebuild(store, asked, on_progress, device)
     n_dead = store.counts()["dead"]
     n_newly_dead = n_dead - _number(current.details, "n_dead")
     n_tail = store.n_rows - current.n_slots
     if n_tail > TAIL_SLOTS or n_newly_dead > DEAD_SHARE * store.n_rows:
-        return _rebuild(store, asked, on_progress)
+        return _rebuild(store, asked, on_progress, device)
     n_changed = n_tail + n_newly_dead - _number(current.details, "n_changed_at_check")
     if n_changed >= CHECK_SLOTS and "search" in current.details:
-        return _check(store, current, asked, n_tail + n_newly_dead, on_progress)
+        return _check(store, current, asked, n_tail + n_newly_dead, on_progress, device)
     return []
 
 
-def check_recipe(asked: AnnOptions, dim: int) -> None:
-    """Refuse a factory string that FAISS does not understand, before anything is encoded for it.
+def check_recipe(asked: AnnOptions, dim: int, device: str | None = None) -> None:
+    """Refuse what FAISS does not understand or cannot build here, before anything is encoded for it.
 
     Raises:
         UsageError: with what FAISS says.
     """
+    if asked.named_kind is Kind.CAGRA and not _builds_graphs(Gpu.find(device)):
+        msg = "--kind cagra needs an NVIDIA GPU and: pip install 'clsindex[cuvs]'; choose hnsw or ivf without them"
+        raise UsageError(msg)
     if asked.kind is not None and asked.named_kind is Kind.FACTORY:
         empty_index(Recipe(kind=Kind.FACTORY, factory=asked.kind, n_bytes=0), dim)
 
 
-def rebuild_generation(directory: Path, asked: AnnOptions, on_progress: OnProgress) -> tuple[GenerationRow, list[str]]:
+def _builds_graphs(gpu: Gpu | None) -> bool:
+    return gpu is not None and gpu.can_build_graphs
+
+
+def rebuild_generation(
+    directory: Path, asked: AnnOptions, on_progress: OnProgress, device: str | None = None
+) -> tuple[GenerationRow, list[str]]:
     """Make another generation of an index, whatever it has; nothing is encoded.
 
     Args:
         directory: of the index.
         asked: of the generation; what it leaves open is taken from the one that is there.
         on_progress: told after each step.
+        device: as for `bring_generation_up_to_date`.
 
     Returns:
         The generation, and what the user should know, one line each.
 
     Raises:
         IndexNotFoundError: there is no index at the path.
-        UsageError: the index is empty, or FAISS cannot make what is asked for.
+        UsageError: the index is empty, or FAISS cannot make what is asked for, or cannot use the device.
     """
+    if device not in {None, "cpu"} and Gpu.find(device) is None:
+        msg = f"--device {device} is no GPU that FAISS can use here (extras gpu, cuvs); leave it out, or pass cpu"
+        raise UsageError(msg)
     SnapshotReader(directory).close()  # says so when there is no index
     with writer_lock(directory), closing(Store.open(directory)) as store:
         _refuse_empty(store)
         asked = asked.over(_asked(_current(store)))
-        check_recipe(asked, store.layout.dim)
-        warnings = _rebuild(store, asked, on_progress)
+        check_recipe(asked, store.layout.dim, device)
+        warnings = _rebuild(store, asked, on_progress, device)
         return store.generations()[0], warnings
 
 
@@ -165,15 +182,20 @@ def tune_generation(directory: Path, target_recall: float | None, on_progress: O
         return tuning
 
 
-def _rebuild(store: Store, asked: AnnOptions, on_progress: OnProgress) -> list[str]:
-    recipe = choose_recipe(asked, store.n_rows, store.layout.dim, store.layout.dtype)
+def _rebuild(store: Store, asked: AnnOptions, on_progress: OnProgress, device: str | None) -> list[str]:
     warnings = []
+    gpu = Gpu.find(device)
+    can_be = asked
+    if asked.named_kind is Kind.CAGRA and not _builds_graphs(gpu):
+        can_be = AnnOptions(kind=Kind.HNSW).over(asked)
+        warnings.append("--kind cagra, as asked before, needs an NVIDIA GPU and the extra cuvs; made hnsw this time")
+    recipe = choose_recipe(can_be, store.n_rows, store.layout.dim, store.layout.dtype)
     with _open_vectors(store) as vectors:
 
         def on_step(fraction: float, _step: str) -> None:
             on_progress(Progress(phase=Phase.INDEX, fraction=fraction * 0.8))
 
-        row = build_generation(store.directory, vectors, recipe, now(), on_step)
+        row = build_generation(store.directory, vectors, recipe, gpu, now(), on_step)
         details = {**row.details, "asked": asdict(asked), "n_dead": store.counts()["dead"]}
         if not recipe.kind.is_exact and row.n_slots > 1:
             generation = Generation(store.directory, row, store.layout.dim)
@@ -192,14 +214,19 @@ def _rebuild(store: Store, asked: AnnOptions, on_progress: OnProgress) -> list[s
 
 
 def _check(
-    store: Store, current: GenerationRow, asked: AnnOptions, n_changed: int, on_progress: OnProgress
+    store: Store,
+    current: GenerationRow,
+    asked: AnnOptions,
+    n_changed: int,
+    on_progress: OnProgress,
+    device: str | None,
 ) -> list[str]:
     """Measure the recall of the generation with the parameters it has, and build it anew when that is too low."""
     generation = Generation(store.directory, current, store.layout.dim)
     with _open_vectors(store) as vectors:
         point = Trial(vectors, generation.n_slots, _steps(on_progress)).measure(generation.index, generation.effort)
     if point.recall < asked.target:
-        return _rebuild(store, asked, on_progress)
+        return _rebuild(store, asked, on_progress, device)
     details = {**current.details, "search": point.to_json(), "n_changed_at_check": n_changed, "checked_at": now()}
     store.update_generation(replace(current, details=details))
     return []

@@ -42,6 +42,9 @@ def query(
     explain: Annotated[bool, typer.Option("--explain", help="Say on stderr how the hits were found.")] = False,
     no_text: Annotated[bool, typer.Option("--no-text", help="Leave the texts out.")] = False,
     model: ModelOption = None,
+    device: Annotated[
+        str | None, typer.Option(help="A GPU, e.g. cuda, that compares with every vector. Default: the CPU.")
+    ] = None,
     allow_download: DownloadOption = False,
 ) -> None:
     """Find the texts nearest to a query."""
@@ -54,7 +57,7 @@ def query(
         msg = "give one of TEXT, --queries FILE or --id ID"
         raise UsageError(msg)
     asked = read_queries(queries) if queries is not None else [Query(None, " ".join(text or []))]
-    with Searcher.open(directory, model=model, allow_download=allow_download) as searcher:
+    with Searcher.open(directory, model=model, allow_download=allow_download, device=device) as searcher:
         if not searcher.is_complete:
             say(f"note: {directory} is incomplete: its build has not read the source to the end")
         options = SearchOptions(where=where, passages=passages, exact=exact, with_text=not no_text)

@@ -6,18 +6,23 @@ import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.ann.generation import Generation
+from indexer.ann.gpu import Gpu
 from indexer.ann.kinds import Kind
 from indexer.errors import IndexCorruptError
-from indexer.exact import ROUNDING, rank, scan
+from indexer.exact import rank, scan
 from indexer.filters import Filter
 from indexer.snapshot import Snapshot
 from indexer.vectors import VectorReader
 from search.allowed import Allowed
+
+if TYPE_CHECKING:
+    from indexer.card import Card
 
 logger = logging.getLogger(__name__)
 
@@ -44,25 +49,30 @@ class Nearest:
 
 @dataclass(slots=True)
 class View:
-    """A snapshot with its files opened; the generation is opened when a search first needs it."""
+    """A snapshot with its files opened; the generation is opened when a search first needs it.
+
+    `card` is the GPU that searches, None for the CPU.
+    """
 
     directory: Path
     snapshot: Snapshot
     vectors: VectorReader
+    card: Card | None = None
     filtered: dict[Filter, Allowed] = field(default_factory=dict)
     _live: Allowed | None = None
     _generation: Generation | None = None
     _trouble: str = ""
 
     @classmethod
-    def open(cls, directory: Path, snapshot: Snapshot) -> View:
-        """Open the files of a snapshot.
+    def open(cls, directory: Path, snapshot: Snapshot, card: Card | None = None) -> View:
+        """Open the files of a snapshot, to be searched by a GPU or else the CPU.
 
         Raises:
             FileNotFoundError: the vector file is gone; take a newer snapshot.
             IndexCorruptError: the vector file is damaged.
         """
-        return cls(directory, snapshot, VectorReader(directory, snapshot.vector_file, snapshot.layout, snapshot.n_rows))
+        vectors = VectorReader(directory, snapshot.vector_file, snapshot.layout, snapshot.n_rows)
+        return cls(directory, snapshot, vectors, card)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -82,6 +92,10 @@ class View:
         self.filtered[wanted] = Allowed.only(slots, self.snapshot.n_rows)
         return self.filtered[wanted]
 
+    def held_by_card(self) -> Card | None:
+        """Return the GPU with the vectors, None when there is none or they do not fit."""
+        return self.card if self.card is not None and self.card.hold(self.vectors) else None
+
     def generation(self) -> Generation | None:
         """Return the generation, None when there is none that can be used; exact search then takes its place.
 
@@ -97,6 +111,10 @@ class View:
                 self._generation = Generation(self.directory, row, self.snapshot.layout.dim)
             except IndexCorruptError as error:
                 self.do_without_generation(str(error))
+            else:
+                gpu = None if self.card is None else Gpu.find(str(self.card.device))
+                if gpu is not None:
+                    self._generation.index.copy_to(gpu)
         return self._generation
 
     def do_without_generation(self, reason: str) -> None:
@@ -105,11 +123,25 @@ class View:
         logger.warning("exact search takes the place of the FAISS file: %s", reason)
 
 
+class _Exact(Protocol):
+    """What finds the nearest of `n_slots` slots, its scores at most `rounding` beside the exact ones.
+
+    `search` returns scores, (q, k) float32, descending, and slots, (q, k) int64, -1 = none.
+    """
+
+    n_slots: int
+    rounding: float
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, *, allowed: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+
+
 def nearest(view: View, queries: NDArray[np.float32], k: int, allowed: Allowed, *, exact: bool) -> Nearest:
     """Find the k nearest allowed slots of each query.
 
-    Few candidates are compared one by one. Many go through the generation; the slots that it does not cover, the tail,
-    are compared one by one beside it.
+    Few candidates are compared one by one. Many go to the GPU, where there is one with room for the vectors, else
+    through the generation; the slots that it does not cover, the tail, are compared one by one beside it.
 
     Args:
         view: what to search.
@@ -118,22 +150,27 @@ def nearest(view: View, queries: NDArray[np.float32], k: int, allowed: Allowed, 
         allowed: which slots may be returned.
         exact: compare with every allowed slot, whatever it costs.
     """
-    n_rows = view.snapshot.n_rows
-    generation = None if exact or allowed.n <= _most_one_by_one(view) else view.generation()
-    if generation is None:
+    if allowed.n <= _most_one_by_one(view):
         return _one_by_one(view, queries, k, allowed)
-    tail = allowed.slots(generation.n_slots)
-    in_tail = scan(view.vectors, queries, k, tail)
-    search = _Search(view, generation, queries, k, allowed, in_tail)
-    found = search.all_ties() if generation.kind.is_exact else search.at_tuned_effort()
+    holder = view.held_by_card() or (None if exact else view.generation())
+    if holder is None:
+        return _one_by_one(view, queries, k, allowed)
+    tail = allowed.slots(holder.n_slots)
+    search = _Search(view, queries, k, allowed, scan(view.vectors, queries, k, tail))
+    if isinstance(holder, Generation):
+        is_exact = holder.kind.is_exact
+        found = search.all_ties(holder.index) if is_exact else search.at_tuned_effort(holder)
+        plan = f"{holder.kind} index over {holder.n_slots:,} passages{search.how}"
+    else:
+        found, is_exact = search.all_ties(holder), True
+        plan = f"exact: compared with {holder.n_slots:,} passages on {holder.device}"
     if found is None:  # the index cannot give k hits though there are k
         return _one_by_one(view, queries, k, allowed)
-    plan = f"{generation.kind} index over {generation.n_slots:,} passages{search.how}"
-    if allowed.n != n_rows:
-        plan += f", {allowed.n:,} of {n_rows:,} allowed"
+    if allowed.n != view.snapshot.n_rows:
+        plan += f", {allowed.n:,} of {view.snapshot.n_rows:,} allowed"
     if len(tail):
         plan += f", {len(tail):,} newer ones compared one by one"
-    return _answer(found, plan, is_exact=generation.kind.is_exact)
+    return _answer(found, plan, is_exact=is_exact)
 
 
 def _most_one_by_one(view: View) -> int:
@@ -163,38 +200,37 @@ class _Search:
     """One search through a generation; `how` says what it took."""
 
     view: View
-    generation: Generation
     queries: NDArray[np.float32]
     k: int
     allowed: Allowed
     in_tail: list[NDArray[np.int64]]
     how: str = ""
 
-    def all_ties(self) -> _Found:
+    def all_ties(self, index: _Exact) -> _Found:
         """Ask an exact index for more until no slot with the score of the last hit can be outside."""
         wanted = self.k + _SPARE
         while True:
-            scores, slots = self.generation.index.search(self.queries, wanted, allowed=self.allowed.bits)
+            scores, slots = index.search(self.queries, wanted, allowed=self.allowed.bits)
             found = self._ranked(slots)
             settled = all(
-                near[-1] < 0 or len(best) < self.k or row[-1] < best[-1] - ROUNDING
+                near[-1] < 0 or len(best) < self.k or row[-1] < best[-1] - index.rounding
                 for row, near, (best, _) in zip(scores, slots, found, strict=True)
             )
-            if settled or wanted >= self.generation.n_slots:
+            if settled or wanted >= index.n_slots:
                 return found
-            wanted = min(wanted * 4, self.generation.n_slots)
+            wanted = min(wanted * 4, index.n_slots)
 
-    def at_tuned_effort(self) -> _Found | None:
+    def at_tuned_effort(self, generation: Generation) -> _Found | None:
         """Search as hard as was tuned, harder for more hits and for a filter, and wider until there are k hits.
 
         Returns:
             The hits; None when the index has looked everywhere and still has fewer than k.
         """
-        index, effort = self.generation.index, self.generation.effort
+        index, effort = generation.index, generation.effort
         share = self.allowed.n / self.view.snapshot.n_rows
         more = max(1.0, self.k / _TUNED_K)
-        depth = min(math.ceil(effort.depth * more), self.generation.n_slots)
-        rarity = 1 / (math.cbrt(share) if self.generation.kind is Kind.IVF else math.sqrt(share))
+        depth = min(math.ceil(effort.depth * more), generation.n_slots)
+        rarity = 1 / (math.cbrt(share) if generation.kind is Kind.IVF else math.sqrt(share))
         probes = math.ceil(effort.probes * math.sqrt(more) * rarity)
         while True:
             probes = min(probes, index.max_probes)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
-from typing import TypeAlias, TypedDict
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from indexer.snapshot import SnapshotReader, StoredPassage
 from search.allowed import Allowed
 from search.hits import Hit, Hits
 from search.nearest import Nearest, View, nearest
+
+if TYPE_CHECKING:
+    from indexer.card import Card
 
 Where: TypeAlias = str | Mapping[str, object]
 _TRIES = 5
@@ -55,8 +58,11 @@ class _Ask:
 class Searcher:
     """Answers queries from one index; safe to share between threads, each search sees one commit of the index."""
 
-    def __init__(self, directory: Path, *, model: str | None = None, allow_download: bool = False) -> None:
+    def __init__(
+        self, directory: Path, *, model: str | None = None, allow_download: bool = False, device: str | None = None
+    ) -> None:
         self.directory = directory
+        self._card = _open_card(device)
         self._reader = SnapshotReader(directory)
         self.contract = Contract.from_json(self._reader.setting("contract"))
         self.text_fields: tuple[str, ...] = tuple(self._reader.setting("read")["text_fields"])
@@ -67,7 +73,14 @@ class Searcher:
         self._view: View | None = self._open_view()
 
     @classmethod
-    def open(cls, path: str | Path, *, model: str | None = None, allow_download: bool = False) -> Searcher:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        model: str | None = None,
+        allow_download: bool = False,
+        device: str | None = None,
+    ) -> Searcher:
         """Open an index for searching.
 
         Args:
@@ -75,13 +88,16 @@ class Searcher:
             model: another place of the same weights: hub id, directory or `package:NAME`.
             allow_download: whether the model may be fetched from the hub; it is looked for in the local cache alone
                 otherwise.
+            device: a GPU, e.g. cuda:1, that compares with every vector, exactly; those it has no room for go through
+                the FAISS index, on the GPU too where FAISS can. The default is the CPU, which also encodes the queries.
 
         Raises:
             IndexNotFoundError: there is no index at the path.
             IndexFormatError: this version cannot read it.
             IndexCorruptError: its data is damaged.
+            UsageError: there is no such device.
         """
-        return cls(Path(path), model=model, allow_download=allow_download)
+        return cls(Path(path), model=model, allow_download=allow_download, device=device)
 
     def __enter__(self) -> Searcher:
         return self
@@ -97,6 +113,7 @@ class Searcher:
             if self._view is not None:
                 self._view.close()
                 self._view = None
+            self._card = None
             self._reader.close()
 
     @property
@@ -226,7 +243,7 @@ class Searcher:
     def _open_view(self) -> View:
         for _ in range(_TRIES):
             try:
-                return View.open(self.directory, self._reader.snapshot())
+                return View.open(self.directory, self._reader.snapshot(), self._card)
             except FileNotFoundError:
                 continue  # a writer replaced the file between the snapshot and the opening
         msg = f"{self.directory}: the vector file that the database names is missing; {mend(self.directory)}"
@@ -287,6 +304,14 @@ class Searcher:
             if seq != view.snapshot.seq:
                 return None
             return view.keep(wanted, self._reader.matching_slots(condition))
+
+
+def _open_card(device: str | None) -> Card | None:
+    if device is None or device == "cpu":
+        return None
+    from indexer.card import Card
+
+    return Card(device)
 
 
 def _to_hits(ask: _Ask, found: Nearest, stored: Mapping[int, StoredPassage], query: int) -> Hits:

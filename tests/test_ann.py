@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from gpus import let_faiss_have_a_gpu
 
 import indexer.upkeep
 from indexer import Index
 from indexer.ann.generation import Generation
 from indexer.ann.kinds import FLAT_NUMBERS, AnnOptions, Kind, choose_recipe, parse_bytes
 from indexer.ann.tuning import Effort, Trial
+from indexer.card import Card
 from indexer.changes import Changes, NewDocument, PassageRow
 from indexer.config import VectorDtype
 from indexer.documents import Document, Place, text_key
@@ -22,7 +25,7 @@ from indexer.info import generation_text
 from indexer.progress import Progress
 from indexer.snapshot import Snapshot, SnapshotReader
 from indexer.store import Store
-from indexer.upkeep import bring_generation_up_to_date, check_recipe, rebuild_generation, tune_generation
+from indexer.upkeep import TAIL_SLOTS, bring_generation_up_to_date, check_recipe, rebuild_generation, tune_generation
 from indexer.vectors import VectorReader
 from search.allowed import Allowed
 from search.nearest import EXACT_SLOTS, EXACT_SLOTS_BESIDE_IVF, View, nearest
@@ -328,7 +331,6 @@ def test_few_candidates_are_compared_one_by_one(
 
 
 def test_product_codes_with_many_lists_for_few_vectors_can_be_opened(index: Path) -> None:
-    rebuild_generation(index, AnnOptions(kind="IVF256,PQ32x4", target_recall=0.1), tell_nobody)
     rebuild_generation(index, AnnOptions(kind="IVF128,PQ32", target_recall=0.1), tell_nobody)
     view = View.open(index, snapshot_of(index))
     assert nearest_through_generation(view, clustered(1, DIM, 5), 3, view.live()).plan.startswith("factory index")
@@ -413,3 +415,93 @@ def test_the_picture_is_a_png(index: Path, tmp_path: Path) -> None:
     rebuild_generation(index, AnnOptions(kind="IVF32,SQ8"), tell_nobody)
     draw_tuning(tune_generation(index, None, tell_nobody), tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("kind", ["ivf", "IVF32,SQ8", "IVF32,PQ32", "IVF32,Flat", "IVF16,PQ32x4fs_64"])
+def test_a_gpu_finds_the_lists_and_the_file_is_that_of_the_cpu(
+    index: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, _ = rebuild_generation(index, AnnOptions(kind=kind), tell_nobody)
+    fake = let_faiss_have_a_gpu(monkeypatch)
+    helped, _ = rebuild_generation(index, AnnOptions(kind=kind), tell_nobody)
+    assert {name.removesuffix("IP") for name in fake.copied} == {"IndexFlat"}
+    assert helped.sha256 == row.sha256
+
+
+def test_a_gpu_that_fails_leaves_the_work_to_the_cpu(
+    index: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    row, _ = rebuild_generation(index, AnnOptions(kind="ivf"), tell_nobody)
+    fake = let_faiss_have_a_gpu(monkeypatch)
+    fake.fails = True
+    helped, _ = rebuild_generation(index, AnnOptions(kind="ivf"), tell_nobody)
+    assert helped.sha256 == row.sha256
+    assert "FAISS could not use the GPU (out of memory)" in caplog.text
+    with pytest.raises(UsageError, match="out of memory"):
+        rebuild_generation(index, AnnOptions(kind="cagra"), tell_nobody)
+
+
+def test_a_device_decides_which_gpu_faiss_uses(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = let_faiss_have_a_gpu(monkeypatch)
+    Index(index).rebuild(kind="ivf", device="cpu")
+    assert fake.copied == []
+    Index(index).rebuild(kind="ivf", device="cuda:0,cuda:1")
+    assert fake.copied != []
+    for device in ("cuda:1", "cuda:x", "gpu"):
+        with pytest.raises(UsageError, match="is no GPU that FAISS can use"):
+            Index(index).rebuild(kind="ivf", device=device)
+
+
+def test_a_gpu_builds_a_graph_that_the_cpu_searches(
+    index: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        let_faiss_have_a_gpu(patched)
+        report = Index(index).rebuild(kind="cagra", target_recall=0.9)
+        assert (report.kind, report.warnings) == ("cagra", ())
+        recipe = choose_recipe(AnnOptions(kind="cagra"), N, DIM, VectorDtype.F16)
+        assert recipe.n_bytes == pytest.approx(report.bytes, rel=0.1)
+    view = View.open(index, snapshot_of(index))
+    queries = clustered(100, DIM, 2)
+    found = nearest_through_generation(view, queries, 10, view.live())
+    assert found.plan.startswith("cagra index")
+    assert found_share(found.slots, exact(vectors, queries, 10)) >= 0.85
+    few = nearest_through_generation(view, queries, 10, Allowed.only(np.arange(0, N, 100), N))
+    assert all(len(slots) == 10 for slots in few.slots)
+
+
+def test_a_graph_that_cannot_be_built_here_is_refused_but_not_in_the_middle_of_an_update(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match=r"clsindex\[cuvs\]"):
+        check_recipe(AnnOptions(kind="cagra"), DIM)
+    with monkeypatch.context() as patched:
+        let_faiss_have_a_gpu(patched, cuvs=False)
+        with pytest.raises(UsageError, match=r"clsindex\[cuvs\]"):
+            Index(index).rebuild(kind="cagra")
+        let_faiss_have_a_gpu(patched)
+        Index(index).rebuild(kind="cagra")
+    with closing(Store.open(index)) as store:
+        append(store, clustered(TAIL_SLOTS + 1, DIM, 3))
+        warnings = bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
+        assert warnings[0].startswith("--kind cagra, as asked before, needs")
+        assert store.generations()[0].kind == "hnsw"
+
+
+@pytest.mark.parametrize("kind", ["IVF32,SQ8", "IVF16,PQ32x4fs_64"])
+def test_a_gpu_searches_its_copy_where_it_can(index: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rebuild_generation(index, AnnOptions(kind=kind), tell_nobody)
+    queries = clustered(20, DIM, 2)
+    half = Allowed.only(np.arange(0, N, 2), N)
+    plain = View.open(index, snapshot_of(index))
+    expected = [nearest_through_generation(plain, queries, 10, each) for each in (plain.live(), half)]
+    fake = let_faiss_have_a_gpu(monkeypatch)
+    card = Card("cpu")
+    monkeypatch.setattr(card, "hold", lambda _: False)
+    card.device = torch.device("cuda:0")
+    view = View.open(index, snapshot_of(index), card)
+    found = [nearest_through_generation(view, queries, 10, each) for each in (view.live(), half)]
+    assert fake.copied == ([] if "fs" in kind else ["IndexIVFScalarQuantizer"])
+    for one, other in zip(found, expected, strict=True):
+        assert one.plan == other.plan
+        np.testing.assert_array_equal(one.slots, other.slots)

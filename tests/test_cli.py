@@ -187,6 +187,7 @@ def test_query_explains_its_plan_on_stderr(run: Run, index: Path) -> None:
         (("river", "--id", "a"), "one of"),
         ((" ",), "empty"),
         (("river", "--where", "{broken"), "JSON"),
+        (("river", "--device", "cuda:99"), "--device cuda:99 cannot be used here"),
     ],
 )
 def test_query_that_cannot_be_understood_exits_2(

@@ -96,6 +96,19 @@ def test_two_workers_on_the_device_give_what_one_gives(
     np.testing.assert_allclose(*found, atol=1e-3)
 
 
+def test_the_benchmark_of_search_runs_on_the_stand_in() -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu_search.py"
+    command = [sys.executable, str(script), "--stand-in", "--rows", "12000", "--kinds", "ivf", "IVF64,SQ8"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["exact"]["same_as_cpu"]
+    assert {kind: each["cpu_recall@10"] >= 0.9 for kind, each in found["built"].items()} == {
+        "ivf": True,
+        "IVF64,SQ8": True,
+    }
+
+
 def test_the_benchmark_of_the_gpu_runs_on_the_stand_in(minilm: str) -> None:
     script = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
     done = subprocess.run(

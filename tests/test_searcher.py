@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import fake_vector
+from gpus import let_a_card_search
 from indexes import Oracle, Record, build, flip_byte, only, records, searching
 
 import indexer.ingest
@@ -27,7 +28,7 @@ from search.nearest import View
 
 N = 160
 QUERIES = ["the same words", "text number 7", "nothing like it"]
-WAYS = ["exact", "generation"]
+WAYS = ["exact", "generation", pytest.param("card", marks=pytest.mark.gpu)]
 NUMPY = {VectorDtype.F16: np.float16, VectorDtype.F32: np.float32}
 
 
@@ -37,7 +38,9 @@ def with_ties(n: int, first: int = 0) -> list[Record]:
 
 
 def choose(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search.nearest, "EXACT_SLOTS", 2 if way == "generation" else 20_000)
+    monkeypatch.setattr(search.nearest, "EXACT_SLOTS", 20_000 if way == "exact" else 2)
+    if way == "card":
+        let_a_card_search(monkeypatch)
 
 
 @pytest.fixture(scope="module", params=VectorDtype)

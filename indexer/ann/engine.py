@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.ann.kinds import Recipe
 from indexer.errors import MissingExtraError, UsageError
+from indexer.exact import ROUNDING
+
+if TYPE_CHECKING:
+    from indexer.ann.gpu import Gpu
+
+_GPU_MOST = 2_048  # hits, and probes, that a search on a GPU can have
 
 
 def require_faiss() -> None:
@@ -48,13 +54,18 @@ def empty_index(recipe: Recipe, dim: int) -> Any:  # noqa: ANN401 - faiss is unt
     except RuntimeError as error:
         msg = (
             f"--kind {recipe.factory!r} gives no index of {dim} dimensions: {said(error)}; "
-            "choose auto, flat, ivf, hnsw, or another FAISS factory string"
+            "choose auto, flat, ivf, hnsw, cagra, or another FAISS factory string"
         )
         raise UsageError(msg) from error
 
 
 class AnnIndex:
-    """A FAISS index; searches pass their parameters with each call and change nothing that others share."""
+    """A FAISS index; searches pass their parameters with each call and change nothing that others share.
+
+    The scores of an exact index differ from those of `indexer.exact` by less than `rounding`.
+    """
+
+    rounding = ROUNDING
 
     def __init__(self, index: Any) -> None:  # noqa: ANN401 - faiss is untyped
         self._faiss = load_faiss()
@@ -65,6 +76,12 @@ class AnnIndex:
         self._is_ivf = isinstance(inner, self._faiss.IndexIVF)
         self._is_hnsw = isinstance(inner, self._faiss.IndexHNSW)
         self.max_probes: int = inner.nlist if self._is_ivf else 2048 if self._is_hnsw else 0
+        self._copy: Any | None = None
+
+    def copy_to(self, gpu: Gpu) -> bool:
+        """Let a GPU answer the searches that it can, those of an IVF index without a filter; return whether it will."""
+        self._copy = gpu.copy(self._index) if self._is_ivf else None
+        return self._copy is not None
 
     def _inner(self) -> Any:  # noqa: ANN401 - faiss is untyped
         index = self._faiss.downcast_index(self._index)
@@ -90,8 +107,13 @@ class AnnIndex:
         self._faiss.omp_set_num_threads(1 if len(queries) == 1 else self._threads)
         selector = None if allowed is None else self._faiss.IDSelectorBitmap(allowed)
         k = min(k, self.n_slots)
-        parameters = self._parameters(max(1, min(probes, self.max_probes)), k, selector)
-        scores, slots = self._index.search(np.ascontiguousarray(queries), k, params=parameters)
+        probes = max(1, min(probes, self.max_probes))
+        if self._copy is not None and selector is None and max(k, probes) <= _GPU_MOST:
+            parameters = self._faiss.SearchParametersIVF(nprobe=probes)
+            index = self._copy
+        else:
+            parameters, index = self._parameters(probes, k, selector), self._index
+        scores, slots = index.search(np.ascontiguousarray(queries), k, params=parameters)
         return scores, slots
 
     def _parameters(self, probes: int, k: int, selector: Any) -> Any:  # noqa: ANN401 - faiss is untyped

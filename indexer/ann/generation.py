@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from indexer.ann.engine import AnnIndex, load_faiss
+from indexer.ann.gpu import Gpu
 from indexer.ann.kinds import Kind, Recipe
 from indexer.ann.training import OnStep, make_index
 from indexer.ann.tuning import Effort
@@ -23,7 +24,7 @@ HASHED_AT_OPEN_BYTES = 100_000_000
 
 
 def build_generation(
-    directory: Path, vectors: VectorReader, recipe: Recipe, created_at: str, on_step: OnStep
+    directory: Path, vectors: VectorReader, recipe: Recipe, gpu: Gpu | None, created_at: str, on_step: OnStep
 ) -> GenerationRow:
     """Write a generation over all rows of a vector file, durable under its name, and return the row to commit.
 
@@ -33,6 +34,7 @@ def build_generation(
         directory: of the index.
         vectors: the vector file.
         recipe: what to build.
+        gpu: what helps with it.
         created_at: UTC, ISO 8601.
         on_step: told how far the work is.
 
@@ -40,7 +42,7 @@ def build_generation(
         UsageError: FAISS cannot make such an index of these vectors.
         StorageError: the file system refused, or what was written does not read back.
     """
-    index = make_index(vectors, recipe, on_step)
+    index = make_index(vectors, recipe, gpu, on_step)
     name = new_name("gen", "faiss")
     temporary = directory / name.replace(".faiss", ".tmp")
     try:

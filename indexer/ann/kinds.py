@@ -21,16 +21,21 @@ _FAST_BLOCK = 64  # FastScan fills each list up to a multiple of this; 64 is a t
 # FastScan codes cannot be mapped: each reader holds a copy. Beyond, codes that are mapped take their place.
 _FAST_BYTES = 1 << 30
 _HNSW_LINKS = 32
+GRAPH_DEGREE = 64
 _ID_BYTES = 8
 
 
 class Kind(StrEnum):
-    """AUTO lets size and memory decide; FLAT compares with every vector and is exact; FACTORY is FAISS's own string."""
+    """AUTO lets size and memory decide; FLAT compares with every vector and is exact; FACTORY is FAISS's own string.
+
+    CAGRA is a graph that only a GPU builds, with the extra `cuvs`, and any CPU searches.
+    """
 
     AUTO = "auto"
     FLAT = "flat"
     IVF = "ivf"
     HNSW = "hnsw"
+    CAGRA = "cagra"
     FACTORY = "factory"
 
     @property
@@ -43,8 +48,8 @@ class Kind(StrEnum):
 class AnnOptions:
     """What is asked of a generation; None leaves a value to what was asked before, then to the default.
 
-    `kind` is auto, flat, ivf, hnsw, or a FAISS factory string such as `IVF256,PQ32`; `target_recall` the recall@10, in
-    (0, 1], that the search parameters are tuned for; `max_memory_bytes` what the index may take.
+    `kind` is auto, flat, ivf, hnsw, cagra, or a FAISS factory string such as `IVF256,PQ32`; `target_recall` the
+    recall@10, in (0, 1], that the search parameters are tuned for; `max_memory_bytes` what the index may take.
     """
 
     kind: str | None = None
@@ -61,7 +66,8 @@ class AnnOptions:
             raise UsageError(msg)
         if self.kind is not None and self.kind in {"", Kind.FACTORY}:
             msg = (
-                f"--kind is {self.kind!r}; choose auto, flat, ivf, hnsw, or a FAISS factory string such as IVF256,PQ32"
+                f"--kind is {self.kind!r}; choose auto, flat, ivf, hnsw, cagra, or a FAISS factory string such as "
+                "IVF256,PQ32"
             )
             raise UsageError(msg)
 
@@ -137,6 +143,8 @@ def choose_recipe(options: AnnOptions, n_rows: int, dim: int, dtype: VectorDtype
         case Kind.HNSW:
             row_bytes = dim + _HNSW_LINKS * 2 * 4 + 16
             return Recipe(kind=Kind.HNSW, factory=f"HNSW{_HNSW_LINKS},SQ8", n_bytes=n_rows * row_bytes)
+        case Kind.CAGRA:
+            return Recipe(kind=Kind.CAGRA, factory="CAGRA", n_bytes=n_rows * 4 * (dim + GRAPH_DEGREE))
         case Kind.FACTORY:
             return Recipe(kind=Kind.FACTORY, factory=options.kind or "", n_bytes=0)
 

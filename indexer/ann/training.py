@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -9,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.ann.engine import empty_index, load_faiss, said
+from indexer.ann.gpu import Gpu, ListFinder
 from indexer.ann.kinds import Kind, Recipe
 from indexer.errors import UsageError
 from indexer.vectors import VectorReader
+
+logger = logging.getLogger(__name__)
 
 # Called with what is done, in [0, 1], and a word for the step; an interrupt raised in it, or between calls, is safe.
 OnStep: TypeAlias = Callable[[float, str], None]
@@ -24,39 +28,61 @@ _TRAINING_SHARE = 0.4
 _SEED = 1234
 
 
-def make_index(vectors: VectorReader, recipe: Recipe, on_step: OnStep) -> Any:  # noqa: ANN401 - faiss is untyped
+def make_index(
+    vectors: VectorReader,
+    recipe: Recipe,
+    gpu: Gpu | None,
+    on_step: OnStep,
+) -> Any:  # noqa: ANN401 - faiss is untyped
     """Return a trained FAISS index that holds all rows; its ids are slots.
 
-    The training sample takes at most 256 MB, and rows are added a block at a time.
+    The training sample takes at most 256 MB, and rows are added a block at a time; only a graph by a GPU is built of
+    all rows at once. Where the GPU fails, mostly for want of memory, the CPU does it alone.
 
     Args:
         vectors: the vector file.
         recipe: what to make.
+        gpu: what helps with it.
         on_step: told after each round of training and each block.
 
     Raises:
         UsageError: the index cannot be trained with so few vectors, or not at all.
     """
-    index = empty_index(recipe, vectors.layout.dim)
-    trained_share = 0.0
     try:
-        if not index.is_trained:
-            trained_share = _TRAINING_SHARE
-            sample = _sample(vectors, index)
-            if recipe.kind is Kind.IVF:
-                _train_lists(index, sample, on_step)
-            index.train(sample)
-            del sample
-            on_step(trained_share, "trained")
-        if recipe.kind is Kind.FLAT:
-            _reserve(index, vectors.n_rows)
-        for first, block in vectors.streamed():
-            index.add(block)
-            done = (first + len(block)) / vectors.n_rows
-            on_step(trained_share + (1 - trained_share) * done, "adding")
+        if recipe.kind is Kind.CAGRA and gpu is not None:
+            return gpu.build_graph(vectors)
+        return _trained_and_filled(vectors, recipe, gpu, on_step)
     except RuntimeError as error:
+        if gpu is not None and recipe.kind is not Kind.CAGRA:
+            logger.warning("FAISS could not use the GPU (%s); the CPU makes the index alone", said(error))
+            return make_index(vectors, recipe, None, on_step)
         msg = f"--kind {recipe.factory!r} cannot be built over {vectors.n_rows:,} vectors: {said(error)}"
         raise UsageError(msg) from error
+
+
+def _trained_and_filled(
+    vectors: VectorReader,
+    recipe: Recipe,
+    gpu: Gpu | None,
+    on_step: OnStep,
+) -> Any:  # noqa: ANN401 - faiss is untyped
+    index = empty_index(recipe, vectors.layout.dim)
+    trained_share = 0.0
+    if not index.is_trained:
+        trained_share = _TRAINING_SHARE
+        sample = _sample(vectors, index)
+        if recipe.kind is Kind.IVF:
+            _train_lists(index, sample, gpu, on_step)
+        index.train(sample)
+        del sample
+        on_step(trained_share, "trained")
+    if recipe.kind is Kind.FLAT:
+        _reserve(index, vectors.n_rows)
+    adds = index if gpu is None or not isinstance(index, load_faiss().IndexIVF) else ListFinder(index, gpu)
+    for first, block in vectors.streamed():
+        adds.add(block)
+        done = (first + len(block)) / vectors.n_rows
+        on_step(trained_share + (1 - trained_share) * done, "adding")
     return index
 
 
@@ -73,10 +99,16 @@ def _sample(vectors: VectorReader, index: Any) -> NDArray[np.float32]:  # noqa: 
     return vectors.rows(slots)
 
 
-def _train_lists(index: Any, sample: NDArray[np.float32], on_step: OnStep) -> None:  # noqa: ANN401 - faiss is untyped
+def _train_lists(
+    index: Any,  # noqa: ANN401 - faiss is untyped
+    sample: NDArray[np.float32],
+    gpu: Gpu | None,
+    on_step: OnStep,
+) -> None:
     """Place the centres of the lists by k-means on the sphere, one round at a time so that it can be interrupted."""
     faiss = load_faiss()
     centres: NDArray[np.float32] | None = None
+    nearest = None if gpu is None else gpu.copy(faiss.IndexFlatIP(index.d))
     for number in range(1, _ROUNDS + 1):
         rounds = faiss.Kmeans(
             index.d,
@@ -87,6 +119,8 @@ def _train_lists(index: Any, sample: NDArray[np.float32], on_step: OnStep) -> No
             max_points_per_centroid=len(sample),
             min_points_per_centroid=1,
         )
+        if nearest is not None:
+            rounds.index = nearest
         rounds.train(sample, init_centroids=centres)
         centres = rounds.centroids
         on_step(_TRAINING_SHARE * number / _ROUNDS, "training")

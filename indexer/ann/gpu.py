@@ -1,0 +1,107 @@
+"""What a GPU does for FAISS: it places and finds the lists of an IVF index, builds graphs, and searches a copy.
+
+All of it needs a FAISS wheel for GPUs, the extra `gpu` or `cuvs`. What is written to a file is what the CPU would
+write, but for the order of sums, and any wheel reads it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.ann.engine import load_faiss
+from indexer.ann.kinds import GRAPH_DEGREE
+from indexer.vectors import VectorReader
+
+logger = logging.getLogger(__name__)
+
+_SCRATCH_BYTES = 256 << 20  # FAISS's own choice is 1.5 GiB, beside an encoder that may need them
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU that FAISS can use; `number` counts as CUDA does."""
+
+    number: int
+    resources: Any
+
+    @classmethod
+    def find(cls, device: str | None) -> Gpu | None:
+        """Return the first GPU of a device such as cuda:1, the first there is for None, and None when there is none.
+
+        Args:
+            device: as the encoder is told; `cpu` means that no GPU is used.
+        """
+        faiss = load_faiss()
+        found = re.match(r"\s*cuda(?::(\d+))?\s*(?:,|$)", device or "cuda")
+        if found is None or (number := int(found[1] or 0)) >= faiss.get_num_gpus():
+            return None
+        resources = faiss.StandardGpuResources()
+        resources.setTempMemory(_SCRATCH_BYTES)
+        return cls(number, resources)
+
+    def copy(self, index: Any) -> Any | None:  # noqa: ANN401 - faiss is untyped
+        """Return a copy of a FAISS index in the memory of the GPU, None when that is no kind for it or too large."""
+        faiss = load_faiss()
+        options = faiss.GpuClonerOptions()
+        options.useFloat16 = True  # tables for more than 56 bytes of a code fit in no other format
+        options.useFloat16CoarseQuantizer = False
+        try:
+            return faiss.index_cpu_to_gpu(self.resources, self.number, index, options)
+        except RuntimeError as error:
+            logger.info("%s stays on the CPU: %s", type(index).__name__, error)
+            return None
+
+    @property
+    def can_build_graphs(self) -> bool:
+        """Whether the wheel has CAGRA, which the extra `cuvs` brings."""
+        return hasattr(load_faiss(), "GpuIndexCagra")
+
+    def build_graph(self, vectors: VectorReader) -> Any:  # noqa: ANN401 - faiss is untyped
+        """Return a CAGRA graph over all rows as an HNSW index of one level, which every wheel can search.
+
+        All rows are held in float32 while it is built, and by whoever searches it. Source: Ootomo et al., CAGRA
+        (2023), https://arxiv.org/abs/2308.15136.
+        """
+        faiss = load_faiss()
+        rows = np.empty((vectors.n_rows, vectors.layout.dim), np.float32)
+        for first, block in vectors.streamed():
+            rows[first : first + len(block)] = block
+        config = faiss.GpuIndexCagraConfig()
+        config.device = self.number
+        config.graph_degree = GRAPH_DEGREE
+        config.intermediate_graph_degree = 2 * GRAPH_DEGREE
+        graph = faiss.GpuIndexCagra(self.resources, rows.shape[1], faiss.METRIC_INNER_PRODUCT, config)
+        graph.train(rows)
+        index = faiss.IndexHNSWCagra()
+        graph.copyTo(index)
+        return index
+
+
+class ListFinder:
+    """Adds vectors to an IVF index, their lists found by a GPU."""
+
+    def __init__(self, index: Any, gpu: Gpu) -> None:  # noqa: ANN401 - faiss is untyped
+        self._faiss = load_faiss()
+        self._index = index
+        self._lists = gpu.copy(index.quantizer)
+
+    def add(self, vectors: NDArray[np.float32]) -> None:
+        """Add vectors, (n, d) float32, under the next ids."""
+        faiss, index = self._faiss, self._index
+        if self._lists is None:
+            index.add(vectors)
+        elif isinstance(index, faiss.IndexIVFFastScan):  # takes no lists that were found elsewhere
+            own, index.quantizer = index.quantizer, self._lists
+            try:
+                index.add(vectors)
+            finally:
+                index.quantizer = own
+        else:
+            _, lists = self._lists.search(vectors, 1)
+            index.add_core(len(vectors), faiss.swig_ptr(vectors), None, faiss.swig_ptr(lists))
