@@ -75,8 +75,9 @@ class BuildReport:
         updated: documents whose text or metadata changed.
         deleted: documents taken out.
         truncated: documents that lost tokens at the model's maximum length.
-        tokens: tokens of the encoded texts, before truncation.
-        tokens_lost: tokens that truncation took from the documents that this run added.
+        tokens: tokens of the encoded texts, before truncation; estimated for texts longer than 32 characters a token of
+            the maximum length, exact below.
+        tokens_lost: tokens that truncation took from the documents that this run added; estimated where `tokens` is.
         skipped: records left out, by reason.
         rejected: records that could not be used, listed in the rejects file.
         seconds: busy seconds by stage; stages overlap or leave gaps, `total` is the wall clock.

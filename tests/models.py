@@ -99,6 +99,17 @@ def build_model(
     return directory
 
 
+def stored_as(dtype: str, directory: Path) -> Path:
+    """Write the weights of a model anew in another number format of torch and return its directory."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = directory / "model.safetensors"
+    weights = {name: value.to(getattr(torch, dtype)) for name, value in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    return directory
+
+
 def declared_pooling(mode: str, **more: object) -> dict[str, object]:
     """Return the `declares` of a sentence-transformers model with this pooling and further files."""
     kind = "sentence_transformers.models"

@@ -21,7 +21,7 @@ from indexer.encoder.families import (
     read_shape,
     relative_buckets,
 )
-from indexer.encoder.weights import FamilyWeights, Weights
+from indexer.encoder.weights import FamilyWeights, Weights, as_float32
 
 Array = NDArray[np.float32]
 
@@ -135,7 +135,7 @@ class NumpyEncoder:
 
     def _embed(self, ids: NDArray[np.int32]) -> Array:
         positions = position_ids(ids, np.zeros(1, np.int64), self._shape)
-        x = self._words[ids].astype(np.float32) + self._positions[positions]
+        x = as_float32(self._words[ids]) + as_float32(self._positions[positions])
         if self._type is not None:
             x += self._type
         return self._norm(x)

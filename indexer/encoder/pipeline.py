@@ -30,7 +30,8 @@ class EncodedBatch:
     """Vectors of b texts.
 
     `positions` (b,) int64 point into the texts given; `vectors` (b, d) float32 have unit length; `n_tokens` (b,) int32
-    count the prompt and the special tokens, before truncation, and `n_tokens_lost` (b,) int32 what truncation took.
+    count the prompt and the special tokens, before truncation, and `n_tokens_lost` (b,) int32 what truncation took;
+    for texts that are very long both may be estimates, as in `Tokens`.
     """
 
     positions: NDArray[np.int64]

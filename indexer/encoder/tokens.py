@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from indexer.chunking import cut_windows
 from indexer.encoder.declared import read_json
+from indexer.encoder.prefix import first_words, reads_words_alone
 from indexer.errors import EncoderError, UsageError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
     from indexer.encoder.models import ModelFiles
 
@@ -25,7 +26,8 @@ class Tokens:
     """Token ids of n texts, with special tokens, cut to the maximum.
 
     `ids` (t,) int32 are those of all texts, one behind the other, text i at [starts[i], starts[i + 1]); `starts` is
-    (n + 1,) int64; `n_tokens` (n,) int32 is each text's count with special tokens before the cut.
+    (n + 1,) int64; `n_tokens` (n,) int32 is each text's count with special tokens before the cut, an estimate for
+    some texts longer than 32 characters a token of the maximum; whether it is above the maximum is always exact.
     """
 
     ids: NDArray[np.int32]
@@ -62,6 +64,7 @@ class TextTokenizer:
         # A tokenizer that has no token for "a" gives special tokens alone; they then count as leading.
         self.n_leading = int(content[0]) if len(content) else len(special)
         self.n_trailing = len(special) - 1 - int(content[-1]) if len(content) else 0
+        self._cuts_texts = reads_words_alone(backend)
 
     @classmethod
     def load(cls, files: ModelFiles) -> TextTokenizer:
@@ -89,15 +92,26 @@ class TextTokenizer:
     def encode(self, texts: Sequence[str], max_length: int) -> Tokens:
         """Return the tokens of each text, at most `max_length` with special tokens; trailing special tokens stay.
 
+        Of a text longer than 32 characters a token of the maximum the first words alone are read, where they give more
+        tokens than that: the ids are those of the whole text, `n_tokens` is what it would have at the same rate.
+
         Raises:
-            EncoderError: a text is not valid Unicode.
+            EncoderError: what is read of a text is not valid Unicode.
         """
-        try:
-            encodings = self._backend.encode_batch_fast(list(texts))
-        except (TypeError, UnicodeEncodeError) as error:
-            msg = "a text holds a lone surrogate, which no tokenizer can read; decode its source with errors='replace'"
-            raise EncoderError(msg) from error
-        n_tokens = np.fromiter(map(len, encodings), np.int32, len(encodings))
+        parts = [first_words(text, max_length) for text in texts] if self._cuts_texts else list(texts)
+        encodings = self._encode(parts)
+        too_few = [
+            number
+            for number, (text, part) in enumerate(zip(texts, parts, strict=True))
+            if len(part) < len(text) and len(encodings[number]) <= max_length
+        ]
+        for number, encoding in zip(too_few, self._encode([texts[number] for number in too_few]), strict=True):
+            parts[number], encodings[number] = texts[number], encoding
+        counts = (
+            len(encoding) if len(part) == len(text) else round(len(encoding) * len(text) / len(part))
+            for text, part, encoding in zip(texts, parts, encodings, strict=True)
+        )
+        n_tokens = np.fromiter(counts, np.int32, len(encodings))
         rows = [self._cut(encoding.ids, max_length) for encoding in encodings]
         starts = np.concatenate(([0], np.cumsum(np.minimum(n_tokens, max_length), dtype=np.int64)))
         return Tokens(np.fromiter(chain.from_iterable(rows), np.int32, int(starts[-1])), starts, n_tokens)
@@ -129,6 +143,13 @@ class TextTokenizer:
             inner = [_without_space(text, *window) for window in windows]
             spans.append([(start, end) for start, end in inner if start < end] or [(0, len(text))])
         return spans
+
+    def _encode(self, texts: list[str]) -> list[Encoding]:
+        try:
+            return self._backend.encode_batch_fast(texts)
+        except (TypeError, UnicodeEncodeError) as error:
+            msg = "a text holds a lone surrogate, which no tokenizer can read; decode its source with errors='replace'"
+            raise EncoderError(msg) from error
 
     def _cut(self, ids: list[int], max_length: int) -> list[int]:
         if len(ids) <= max_length:

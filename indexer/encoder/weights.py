@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from indexer.encoder.families import WORDS, Family
 from indexer.errors import EncoderError
 
-_DTYPES: dict[str, np.dtype[np.floating[Any]]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+# numpy has no bfloat16: its bits are kept, which are the upper half of a float32.
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
 class Weights:
-    """The tensors of one or several safetensors files by name; those of other types than F32 and F16 are left out.
+    """The tensors of one or several safetensors files by name, those of the types F32, F16 and BF16 alone.
 
     Args:
         paths: the files.
@@ -33,7 +34,7 @@ class Weights:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._arrays: dict[str, NDArray[np.floating[Any]]] = {}
+        self._arrays: dict[str, NDArray[Any]] = {}
         for path in paths:
             try:
                 self._arrays |= _map_file(path)
@@ -45,11 +46,14 @@ class Weights:
         return name in self._arrays
 
     def array(self, name: str) -> NDArray[np.float32]:
-        """Return a tensor as float32: a view of the file, or a copy where it holds float16."""
-        return self._arrays[name].astype(np.float32, copy=False)
+        """Return a tensor as float32: a view of the file, or a copy where it holds 16 bits."""
+        return as_float32(self._arrays[name])
 
-    def table(self, name: str) -> NDArray[np.floating[Any]]:
-        """Return a tensor as it is stored, a view of the file: only the rows that are taken from it are read."""
+    def table(self, name: str) -> NDArray[Any]:
+        """Return a tensor as it is stored, a view of the file: only the rows that are taken from it are read.
+
+        `as_float32` says what they mean.
+        """
         return self._arrays[name]
 
 
@@ -66,7 +70,7 @@ class FamilyWeights:
         # A checkpoint of a model with a head keeps the encoder under a prefix.
         self._prefix = "" if WORDS in weights else family.prefix
 
-    def table(self, name: str) -> NDArray[np.floating[Any]]:
+    def table(self, name: str) -> NDArray[Any]:
         """Return a tensor as it is stored, a view of the file."""
         return self._weights.table(self._prefix + name)
 
@@ -86,7 +90,14 @@ class FamilyWeights:
         return self.array(f"{name}.{weight}"), self.array(f"{name}.{bias}")
 
 
-def _map_file(path: Path) -> dict[str, NDArray[np.floating[Any]]]:
+def as_float32(stored: NDArray[Any]) -> NDArray[np.float32]:
+    """Return numbers as they are stored as float32, exactly: themselves if they are that, else a copy."""
+    if stored.dtype.kind == "u":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float32, copy=False)
+
+
+def _map_file(path: Path) -> dict[str, NDArray[Any]]:
     with path.open("rb") as file:
         # OpenVINO shares only memory that could be written; what is written would stay in this process.
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

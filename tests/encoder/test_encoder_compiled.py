@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import FAMILIES, build_model
+from models import FAMILIES, build_model, stored_as
 from passes import POOLINGS, TEXTS, check_random_weights, check_real_weights, longest_first, vectors
 
 from indexer.config import Dtype, EncoderOptions, Pooling
@@ -143,6 +143,15 @@ def test_a_checkpoint_with_a_head_and_old_names_in_float16(pooling: Pooling, tin
     }
     save_file({name: value.half() for name, value in renamed.items()}, directory / "model.safetensors")
     compiled, plain, tokenizer = both(directory, pooling)
+    check_random_weights(compiled, plain, tokenizer)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("family", COMPILED)
+def test_a_checkpoint_in_bfloat16_gives_the_vectors_of_transformers(
+    family: str, pooling: Pooling, tmp_path: Path
+) -> None:
+    compiled, plain, tokenizer = both(stored_as("bfloat16", build_model(tmp_path / "m", family)), pooling)
     check_random_weights(compiled, plain, tokenizer)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import FAMILIES, build_model
+from models import FAMILIES, build_model, stored_as
 from passes import POOLINGS, TEXTS, check_random_weights, check_real_weights, longest_first, vectors
 
 from indexer.config import Pooling
@@ -53,6 +53,11 @@ def test_the_families_that_are_claimed_and_no_others_run_the_fast_pass(
 @pytest.mark.parametrize("family", PACKED)
 def test_it_equals_the_plain_pass_with_random_weights(family: str, pooling: Pooling, tmp_path: Path) -> None:
     packed, plain, tokenizer = both(build_model(tmp_path / "m", family), pooling)
+    check_random_weights(packed, plain, tokenizer)
+
+
+def test_a_checkpoint_in_bfloat16_gives_the_vectors_of_transformers(tmp_path: Path) -> None:
+    packed, plain, tokenizer = both(stored_as("bfloat16", build_model(tmp_path / "m")), Pooling.MEAN)
     check_random_weights(packed, plain, tokenizer)
 
 

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import build_model
+from models import build_model, stored_as
 
 from indexer.config import Dtype, EncoderOptions, Pooling
 from indexer.encoder.bulk import BulkEncoder
 from indexer.encoder.contract import CANARY_TEXTS
 from indexer.encoder.forward import gelu
+from indexer.encoder.plain import PlainModel
 from indexer.encoder.query import NumpyQueryEncoder, open_query_encoder
-from indexer.encoder.weights import Weights
+from indexer.encoder.weights import Weights, as_float32
 from indexer.errors import ContractError, EncoderError, ModelNotFoundError, NonFiniteVectorError
 
 QUERIES = ["which card works abroad", "", "[PAD] the [PAD] cat", "pressure of the boundary layer " * 30, *CANARY_TEXTS]
@@ -78,20 +79,37 @@ def test_what_numpy_does_not_claim_goes_through_torch(family: str, changes: dict
     np.testing.assert_allclose(encoder.encode_queries(QUERIES), reference.encode_queries(QUERIES), atol=1e-6)
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [("float16", NumpyQueryEncoder), ("bfloat16", BulkEncoder)])
-def test_weights_in_16_bits_are_read_as_torch_reads_them(dtype: str, kind: type, tmp_path: Path) -> None:
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    directory = build_model(tmp_path / "m")
-    weights = {
-        name: value.to(getattr(torch, dtype)) for name, value in load_file(directory / "model.safetensors").items()
-    }
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    reference = bulk(directory)
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("float16", NumpyQueryEncoder), ("bfloat16", NumpyQueryEncoder), ("float64", BulkEncoder)]
+)
+def test_stored_weights_are_read_as_transformers_reads_them(
+    dtype: str, kind: type, pooling: Pooling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = stored_as(dtype, build_model(tmp_path / "m"))
+    for module in ("compiled.compile_graph", "packed.pack"):
+        monkeypatch.setattr(f"indexer.encoder.{module}", lambda *_: None)
+    reference = bulk(directory, pooling=pooling)
+    assert isinstance(reference._pipeline._models[0], PlainModel)
     encoder = open_query_encoder(reference.contract)
     assert isinstance(encoder, kind)
     np.testing.assert_allclose(encoder.encode_queries(QUERIES), reference.encode_queries(QUERIES), atol=1e-5)
+
+
+def test_stored_numbers_are_widened_exactly(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    bits = torch.arange(0, 1 << 16, dtype=torch.int32).to(torch.uint16)
+    stored = {str(dtype): bits.view(dtype).reshape(256, 256).clone() for dtype in (torch.bfloat16, torch.float16)}
+    save_file(stored, tmp_path / "model.safetensors")
+    weights = Weights([tmp_path / "model.safetensors"])
+    for name, values in stored.items():
+        expected = values.float().numpy()
+        np.testing.assert_array_equal(weights.array(name), expected)
+        assert weights.array(name).dtype == np.float32
+        np.testing.assert_array_equal(as_float32(weights.table(name)[[7, 250, 7]]), expected[[7, 250, 7]])
+        assert weights.table(name).itemsize == 2
 
 
 def test_names_of_old_checkpoints_and_of_models_with_a_head_are_known(tmp_path: Path) -> None:
@@ -164,8 +182,9 @@ def test_a_model_that_is_gone_says_which_one_would_work(tiny_bert: Path, tmp_pat
         open_query_encoder(contract)
 
 
-def test_a_query_process_loads_neither_torch_nor_transformers(tiny_bert: Path) -> None:
-    contract = json.dumps(bulk(tiny_bert).contract.to_json())
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_query_process_loads_neither_torch_nor_transformers(dtype: str, tmp_path: Path) -> None:
+    contract = json.dumps(bulk(stored_as(dtype, build_model(tmp_path / "m"))).contract.to_json())
     code = (
         "import json, sys\n"
         "from indexer.encoder.contract import Contract\n"
