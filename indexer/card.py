@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from indexer.config import VectorDtype
 from indexer.encoder.engine import choose_devices
 from indexer.errors import UsageError
 from indexer.vectors import VectorReader
@@ -71,18 +72,20 @@ class Card:
     def _copy(self, vectors: VectorReader) -> None:
         # A multiple of eight, because a byte of the bits that allow slots belongs to one chunk.
         chunk_rows = max(_CHUNK_NUMBERS // vectors.layout.dim // 8 * 8, 8)
+        dtype = torch.float16 if vectors.layout.dtype is VectorDtype.F16 else torch.float32
         while self.n_slots < vectors.n_rows:
-            held = self.n_slots % chunk_rows
-            n = min(chunk_rows, held + vectors.n_rows - self.n_slots)
-            dtype = torch.float16 if vectors.layout.numpy_dtype.itemsize == torch.float16.itemsize else torch.float32
+            number, held = divmod(self.n_slots, chunk_rows)
+            first_slot = self.n_slots - held
+            n = min(chunk_rows, vectors.n_rows - first_slot)
             chunk = torch.empty((n, vectors.layout.dim), dtype=dtype, device=self.device)
             if held:
-                chunk[:held] = self._chunks.pop()
+                chunk[:held] = self._chunks[number]
             for first in range(held, n, _NEW_ROWS):
-                rows = vectors.stored(self.n_slots, min(_NEW_ROWS, n - first))
+                rows = vectors.stored(first_slot + first, min(_NEW_ROWS, n - first))
                 chunk[first : first + len(rows)] = torch.from_numpy(rows.copy())
-                self.n_slots += len(rows)
-            self._chunks.append(chunk)
+            # Only now: rows that cannot be read leave what is held as it was.
+            self._chunks[number:] = [chunk]
+            self.n_slots = first_slot + n
 
     def search(
         self, queries: NDArray[np.float32], k: int, *, allowed: NDArray[np.uint8] | None = None

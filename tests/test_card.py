@@ -12,7 +12,7 @@ from indexes import build, records
 
 from indexer.card import Card
 from indexer.config import VectorDtype
-from indexer.errors import UsageError
+from indexer.errors import StorageError, UsageError
 from indexer.exact import rank
 from indexer.vectors import VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
 from search import Searcher
@@ -92,6 +92,30 @@ def test_rows_that_come_later_are_copied_when_there_are_many(
     _, slots = card.search(query, 20)
     _, expected = rank(vectors, query[0], np.arange(681), 20)
     assert set(slots[0].tolist()) == set(expected.tolist())
+
+
+def test_rows_that_cannot_be_read_leave_what_is_held_as_it_was(
+    tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.card._NEW_ROWS", 30)
+    file = File(tmp_path)
+    card.hold(file.grow(units(150, 0)))
+    vectors, query = file.grow(units(500, 1)), units(1, 9)
+
+    def fail_at_300(first_slot: int, n_rows: int) -> np.ndarray:
+        if first_slot >= 300:
+            raise StorageError("the disk cannot be read")
+        return VectorReader.stored(vectors, first_slot, n_rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(vectors, "stored", fail_at_300)
+        with pytest.raises(StorageError):
+            card.hold(vectors)
+    for n_slots in (200, 650):  # the chunk that was complete; then, with a disk that can be read, all
+        assert card.n_slots == n_slots
+        _, expected = rank(vectors, query[0], np.arange(n_slots), 20)
+        assert set(card.search(query, 20)[1][0].tolist()) == set(expected.tolist())
+        assert card.hold(vectors)
 
 
 def test_another_file_takes_the_place_of_the_one_before(tmp_path: Path, card: Card) -> None:
