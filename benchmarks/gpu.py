@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,22 +65,19 @@ class Bench:
     n_texts: int
     matrix: int
 
-    def wait(self) -> None:
-        import torch
 
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+def median_s(work: Callable[[], object], device: str) -> float:
+    """Return the median seconds of some work, its device waited for, behind one run that warms up."""
+    import torch
 
-    def median_s(self, work: Any) -> float:
+    times = []
+    for _ in range(1 + RUNS):
+        start = time.perf_counter()
         work()
-        self.wait()
-        times = []
-        for _ in range(RUNS):
-            start = time.perf_counter()
-            work()
-            self.wait()
-            times.append(time.perf_counter() - start)
-        return float(np.median(times))
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
 
 
 def matrix_rate(bench: Bench) -> float:
@@ -87,7 +85,7 @@ def matrix_rate(bench: Bench) -> float:
     import torch
 
     a = torch.randn(bench.matrix, bench.matrix, device=bench.device, dtype=getattr(torch, bench.dtype))
-    return 2 * bench.matrix**3 / bench.median_s(lambda: a @ a)
+    return 2 * bench.matrix**3 / median_s(lambda: a @ a, bench.device)
 
 
 def config_of(shape: Shape) -> Any:
@@ -119,7 +117,7 @@ def encoder_alone(bench: Bench, shape: Shape, rate: float) -> dict[str, Any]:
         for budget in bench.budgets:
             lengths = np.full(budget // LENGTH, LENGTH, np.int32)
             ids = np.random.default_rng(0).integers(999, 30_000, int(lengths.sum()), dtype=np.int32)
-            rates[budget] = len(lengths) / bench.median_s(lambda: packed(ids, lengths))  # noqa: B023
+            rates[budget] = len(lengths) / median_s(lambda: packed(ids, lengths), bench.device)  # noqa: B023
     best = max(rates.values())
     share = best * shape.flop(LENGTH) / rate
     return {"texts_per_s": rates, "best": best, "wanted": shape.wanted, "share_of_matrix_rate": share}
@@ -169,7 +167,7 @@ def end_to_end(bench: Bench, model: str, folder: Path, peer_python: str | None) 
     texts = mixed_texts(bench.n_texts)
     options = EncoderOptions(model=model, device=bench.device, dtype=Dtype(bench.dtype), max_length=256)
     encoder = BulkEncoder.load(options)
-    alone_s = bench.median_s(lambda: encoder.encode(texts))
+    alone_s = median_s(lambda: encoder.encode(texts), bench.device)
     encoder.close()
     report = build_index(
         [{"id": str(number), "text": text} for number, text in enumerate(texts)],

@@ -15,11 +15,12 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu import median_s
 from numpy.typing import NDArray
 
 from indexer.ann.engine import AnnIndex, load_faiss
@@ -61,29 +62,13 @@ def write_rows(folder: Path, n: int) -> VectorReader:
     return VectorReader(folder, name, layout, n)
 
 
-def median_s(work: Callable[[], object]) -> float:
-    work()
-    times = []
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
-
-
 def bandwidth(card: Card, n_bytes: int) -> float:
     """Return the bytes that the device reads and writes in a second while it copies."""
     import torch
 
     source = torch.zeros(n_bytes, dtype=torch.uint8, device=card.device)
     target = torch.empty_like(source)
-
-    def copy() -> None:
-        target.copy_(source)
-        if card.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return 2 * n_bytes / median_s(copy)
+    return 2 * n_bytes / median_s(lambda: target.copy_(source), card.device.type)
 
 
 def exact_search(card: Card, vectors: VectorReader, queries: NDArray[np.float32]) -> dict[str, Any]:
@@ -99,7 +84,7 @@ def exact_search(card: Card, vectors: VectorReader, queries: NDArray[np.float32]
     half = np.full(-(-vectors.n_rows // 8), 0x55, np.uint8)
     for batch in BATCHES:
         for name, allowed in (("", None), ("_filtered", half)):
-            seconds = median_s(lambda: card.search(queries[:batch], K, allowed=allowed))  # noqa: B023
+            seconds = median_s(lambda: card.search(queries[:batch], K, allowed=allowed), card.device.type)  # noqa: B023
             found[f"batch_{batch}{name}_ms"] = 1e3 * seconds
     found["times_bandwidth"] = found["batch_1_ms"] / found["bandwidth_ms"]
     found["queries_per_s"] = 1e3 * BATCHES[-1] / found[f"batch_{BATCHES[-1]}_ms"]
@@ -137,9 +122,9 @@ def built(
         if name == "gpu" and (gpu is None or not index.copy_to(gpu)):
             continue
         probes, depth = effort.effort.probes, effort.effort.depth
-        seconds = median_s(lambda: index.search(queries, depth, probes=probes))  # noqa: B023
+        seconds = median_s(lambda: index.search(queries, depth, probes=probes), "cpu")  # noqa: B023
         found[f"{name}_queries_per_s_batched"] = len(queries) / seconds
-        found[f"{name}_ms_single"] = 1e3 * median_s(lambda: index.search(queries[:1], depth, probes=probes))  # noqa: B023
+        found[f"{name}_ms_single"] = 1e3 * median_s(lambda: index.search(queries[:1], depth, probes=probes), "cpu")  # noqa: B023
         recalls = [
             np.isin(right, rank(vectors, query, near[near >= 0], K)[1]).mean()
             for query, near, (_, right) in zip(

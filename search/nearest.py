@@ -150,9 +150,8 @@ def nearest(view: View, queries: NDArray[np.float32], k: int, allowed: Allowed, 
         allowed: which slots may be returned.
         exact: compare with every allowed slot, whatever it costs.
     """
-    if allowed.n <= _most_one_by_one(view):
-        return _one_by_one(view, queries, k, allowed)
-    holder = view.held_by_card() or (None if exact else view.generation())
+    is_few = allowed.n <= _most_one_by_one(view)
+    holder = None if is_few else view.held_by_card() or (None if exact else view.generation())
     if holder is None:
         return _one_by_one(view, queries, k, allowed)
     tail = allowed.slots(holder.n_slots)

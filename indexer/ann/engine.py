@@ -76,7 +76,7 @@ class AnnIndex:
         self._is_ivf = isinstance(inner, self._faiss.IndexIVF)
         self._is_hnsw = isinstance(inner, self._faiss.IndexHNSW)
         self.max_probes: int = inner.nlist if self._is_ivf else 2048 if self._is_hnsw else 0
-        self._copy: Any | None = None
+        self._copy: Any = None
 
     def copy_to(self, gpu: Gpu) -> bool:
         """Let a GPU answer the searches that it can, those of an IVF index without a filter; return whether it will."""
@@ -108,11 +108,9 @@ class AnnIndex:
         selector = None if allowed is None else self._faiss.IDSelectorBitmap(allowed)
         k = min(k, self.n_slots)
         probes = max(1, min(probes, self.max_probes))
-        if self._copy is not None and selector is None and max(k, probes) <= _GPU_MOST:
-            parameters = self._faiss.SearchParametersIVF(nprobe=probes)
-            index = self._copy
-        else:
-            parameters, index = self._parameters(probes, k, selector), self._index
+        can_copy = self._copy is not None and selector is None and max(k, probes) <= _GPU_MOST
+        index = self._copy if can_copy else self._index
+        parameters = self._parameters(probes, k, selector)
         scores, slots = index.search(np.ascontiguousarray(queries), k, params=parameters)
         return scores, slots
 

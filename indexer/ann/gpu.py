@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,11 @@ logger = logging.getLogger(__name__)
 _SCRATCH_BYTES = 256 << 20  # FAISS's own choice is 1.5 GiB, beside an encoder that may need them
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Gpu:
     """A GPU that FAISS can use; `number` counts as CUDA does."""
 
     number: int
-    resources: Any
 
     @classmethod
     def find(cls, device: str | None) -> Gpu | None:
@@ -41,9 +41,14 @@ class Gpu:
         found = re.match(r"\s*cuda(?::(\d+))?\s*(?:,|$)", device or "cuda")
         if found is None or (number := int(found[1] or 0)) >= faiss.get_num_gpus():
             return None
-        resources = faiss.StandardGpuResources()
+        return cls(number)
+
+    @cached_property
+    def _resources(self) -> Any:  # noqa: ANN401 - faiss is untyped
+        """Streams and scratch memory, taken when the GPU is first used: to ask for it costs nothing."""
+        resources = load_faiss().StandardGpuResources()
         resources.setTempMemory(_SCRATCH_BYTES)
-        return cls(number, resources)
+        return resources
 
     def copy(self, index: Any) -> Any | None:  # noqa: ANN401 - faiss is untyped
         """Return a copy of a FAISS index in the memory of the GPU, None when that is no kind for it or too large."""
@@ -52,7 +57,7 @@ class Gpu:
         options.useFloat16 = True  # tables for more than 56 bytes of a code fit in no other format
         options.useFloat16CoarseQuantizer = False
         try:
-            return faiss.index_cpu_to_gpu(self.resources, self.number, index, options)
+            return faiss.index_cpu_to_gpu(self._resources, self.number, index, options)
         except RuntimeError as error:
             logger.info("%s stays on the CPU: %s", type(index).__name__, error)
             return None
@@ -76,7 +81,7 @@ class Gpu:
         config.device = self.number
         config.graph_degree = GRAPH_DEGREE
         config.intermediate_graph_degree = 2 * GRAPH_DEGREE
-        graph = faiss.GpuIndexCagra(self.resources, rows.shape[1], faiss.METRIC_INNER_PRODUCT, config)
+        graph = faiss.GpuIndexCagra(self._resources, rows.shape[1], faiss.METRIC_INNER_PRODUCT, config)
         graph.train(rows)
         index = faiss.IndexHNSWCagra()
         graph.copyTo(index)
