@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from indexer.changes import Changes, NewDocument, PassageRow
 from indexer.config import VectorDtype
 from indexer.documents import Document, Place, text_key
 from indexer.errors import IndexCorruptError, UsageError
+from indexer.generations import GenerationRow
 from indexer.info import generation_text
 from indexer.progress import Progress
 from indexer.snapshot import Snapshot, SnapshotReader
@@ -112,7 +115,7 @@ def nearest_through_generation(view: View, queries: np.ndarray, k: int, allowed:
         return nearest(view, queries, k, allowed, exact=False)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "IVF16,PQ32x4fs_64"])
+@pytest.mark.parametrize("kind", [*KINDS, "IVF16,PQ32x4fs", "IVF16,PQ32x4fs_64"])
 @pytest.mark.parametrize("share", [0.0005, 0.1, 0.3, 1.0])
 def test_k_hits_come_back_at_every_selectivity(index: Path, vectors: np.ndarray, kind: str, share: float) -> None:
     rebuild_generation(index, AnnOptions(kind=kind, target_recall=0.9), tell_nobody)
@@ -177,7 +180,7 @@ def test_a_target_that_cannot_be_reached_is_said(index: Path) -> None:
 
 
 def test_tuning_for_another_target_changes_the_row_alone(index: Path) -> None:
-    row, _ = rebuild_generation(index, AnnOptions(kind="ivf", target_recall=0.99), tell_nobody)
+    row, _ = rebuild_generation(index, AnnOptions(kind="IVF64,RaBitQ", target_recall=0.99), tell_nobody)
     tuning = tune_generation(index, 0.8, tell_nobody)
     after = snapshot_of(index).generation
     assert after is not None
@@ -268,13 +271,14 @@ def test_a_factory_string_that_faiss_cannot_make_is_refused_at_once(index: Path,
     ("n", "dim", "limit", "kind", "factory"),
     [
         (50_000, 384, None, Kind.FLAT, "SQfp16"),
-        (FLAT_NUMBERS // 384 + 1, 384, None, Kind.IVF, "IVF256,PQ128x4fs_64"),
-        (200_000, 384, None, Kind.IVF, "IVF512,PQ128x4fs_64"),
-        (800_000, 384, None, Kind.IVF, "IVF1024,PQ128x4fs_64"),
-        (800_000, 1_024, None, Kind.IVF, "IVF1024,PQ256x4fs_64"),
+        (FLAT_NUMBERS // 384 + 1, 384, None, Kind.IVF, "IVF256,PQ128x4fs"),
+        (12_000_000, 384, None, Kind.IVF, "IVF4096,RaBitQ"),
+        (200_000, 384, None, Kind.IVF, "IVF512,PQ128x4fs"),
+        (800_000, 384, None, Kind.IVF, "IVF1024,PQ128x4fs"),
+        (800_000, 1_024, None, Kind.IVF, "IVF1024,PQ256x4fs"),
         (100_000_000, 384, None, Kind.IVF, "IVF8192,RaBitQ"),
         (1_000_000, 32, None, Kind.IVF, "IVF1024,SQ8"),
-        (50_000, 384, 10_000_000, Kind.IVF, "IVF256,PQ128x4fs_64"),
+        (50_000, 384, 10_000_000, Kind.IVF, "IVF256,PQ128x4fs"),
         (50_000, 384, 3_700_000, Kind.IVF, "IVF256,RaBitQ"),
         (10_000_000, 384, 500_000_000, Kind.IVF, "IVF4096,PQ32"),
         (1_000_000, 48, 40_000_000, Kind.IVF, "IVF1024,PQ16"),
@@ -288,6 +292,69 @@ def test_auto_goes_by_size_dimension_and_memory(n: int, dim: int, limit: int | N
     assert limit is None or recipe.n_bytes <= limit
 
 
+def test_vectors_are_in_two_lists_where_memory_allows() -> None:
+    def recipe_with(limit: int | None) -> tuple[str, int]:
+        recipe = choose_recipe(AnnOptions(kind="ivf", max_memory_bytes=limit), 800_000, 384, VectorDtype.F16)
+        return recipe.factory, recipe.copies
+
+    assert recipe_with(None) == ("IVF1024,PQ128x4fs", 2)
+    assert recipe_with(110_000_000) == ("IVF1024,RaBitQ", 2)
+    assert recipe_with(80_000_000) == ("IVF1024,PQ128x4fs", 1)
+    assert recipe_with(55_000_000) == ("IVF1024,RaBitQ", 1)
+
+
+def lists_of(index: Path, row: GenerationRow) -> np.ndarray:
+    """Return the lists of each slot, (n, 2) ascending."""
+    stored = faiss.read_index(str(index / row.name))
+    held = [faiss.rev_swig_ptr(stored.invlists.get_ids(i), stored.invlists.list_size(i)) for i in range(stored.nlist)]
+    slots = np.concatenate(held)
+    lists = np.repeat(np.arange(stored.nlist), [len(ids) for ids in held])
+    return lists[np.argsort(slots, kind="stable")].reshape(-1, 2)
+
+
+@pytest.mark.parametrize("kind", ["IndexIVFRaBitQ", "IndexIVFPQFastScan"])
+def test_each_slot_is_in_the_list_of_its_centre_and_in_one_on_another_side(
+    index: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "Fast" in kind:
+        monkeypatch.setattr("indexer.ann.kinds._PQ_ROWS", 1_000)
+    row, _ = rebuild_generation(index, AnnOptions(kind="ivf"), tell_nobody)
+    assert row.details["index"] == kind
+    lists = lists_of(index, row)
+    stored = faiss.read_index(str(index / row.name))
+    centres = stored.quantizer.reconstruct_n(0, stored.nlist)
+    snapshot = snapshot_of(index)
+    with closing(VectorReader(index, snapshot.vector_file, snapshot.layout, N)) as reader:
+        stored_vectors = reader.rows(np.arange(0, N, 50))
+    for (low, high), vector in zip(lists[::50], stored_vectors, strict=True):
+        near = np.argsort(-centres @ vector)[:8]
+        errors = vector - centres[near]
+        along = errors @ errors[0] / np.linalg.norm(errors[0])
+        loss = (errors**2).sum(axis=1) + along**2
+        assert {low, high} == {near[0], near[1 + np.argmin(loss[1:])]}
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_slot_in_two_lists_is_one_candidate_alone_and_in_a_batch(index: Path) -> None:
+    row, _ = rebuild_generation(index, AnnOptions(kind="ivf"), tell_nobody)
+    generation = Generation(index, row, DIM)
+    assert (generation.n_slots, generation.index.n_slots) == (N, N)
+    queries = clustered(20, DIM, 4)
+    scores, slots = generation.index.search(queries, 2 * N, probes=generation.index.max_probes)
+    for query, of_all, found in zip(queries, scores, slots, strict=True):
+        assert np.array_equal(np.sort(found[found >= 0]), np.arange(N))
+        alone_scores, alone = generation.index.search(query[None], 2 * N, probes=generation.index.max_probes)
+        np.testing.assert_array_equal(alone_scores[0], of_all)
+        assert set(alone[0]) == set(found)
+
+
+@pytest.mark.parametrize("copies", [1, None, "2", 3])
+def test_a_row_that_says_other_copies_than_the_file_holds_is_damage(index: Path, copies: object) -> None:
+    row, _ = rebuild_generation(index, AnnOptions(kind="ivf"), tell_nobody)
+    with pytest.raises(IndexCorruptError, match="holds 12000 vectors of 64 dimensions, not 6000"):
+        Generation(index, replace(row, details={**row.details, "copies": copies}), DIM)
+
+
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let so few vectors have the codes that `auto` takes for more."""
@@ -295,10 +362,19 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fast")
+def test_a_gpu_finds_the_lists_of_fast_codes(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row, _ = rebuild_generation(index, AnnOptions(kind="ivf"), tell_nobody)
+    fake = let_faiss_have_a_gpu(monkeypatch)
+    helped, _ = rebuild_generation(index, AnnOptions(kind="ivf"), tell_nobody)
+    assert set(fake.copied) == {"IndexFlatIP", "IndexFlat"}
+    assert (helped.sha256, helped.details["index"]) == (row.sha256, "IndexIVFPQFastScan")
+
+
+@pytest.mark.usefixtures("fast")
 def test_fast_codes_give_the_recall_that_is_recorded(index: Path, vectors: np.ndarray) -> None:
     row, warnings = rebuild_generation(index, AnnOptions(kind="ivf", target_recall=0.9), tell_nobody)
     assert warnings == []
-    assert row.details["factory"] == "IVF64,PQ16x4fs_64"
+    assert row.details["factory"] == "IVF64,PQ16x4fs"
     assert choose_recipe(AnnOptions(kind="ivf"), N, DIM, VectorDtype.F16).n_bytes == pytest.approx(row.n_bytes, rel=0.1)
     search = row.details["search"]
     assert isinstance(search, dict)
@@ -417,7 +493,7 @@ def test_the_picture_is_a_png(index: Path, tmp_path: Path) -> None:
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("kind", ["ivf", "IVF32,SQ8", "IVF32,PQ32", "IVF32,Flat", "IVF16,PQ32x4fs_64"])
+@pytest.mark.parametrize("kind", ["ivf", "IVF32,SQ8", "IVF32,PQ32", "IVF32,Flat"])
 def test_a_gpu_finds_the_lists_and_the_file_is_that_of_the_cpu(
     index: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -488,7 +564,7 @@ def test_a_graph_that_cannot_be_built_here_is_refused_but_not_in_the_middle_of_a
         assert store.generations()[0].kind == "hnsw"
 
 
-@pytest.mark.parametrize("kind", ["IVF32,SQ8", "IVF16,PQ32x4fs_64"])
+@pytest.mark.parametrize("kind", ["IVF32,SQ8", "IVF16,PQ32x4fs"])
 def test_a_gpu_searches_its_copy_where_it_can(index: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rebuild_generation(index, AnnOptions(kind=kind), tell_nobody)
     queries = clustered(20, DIM, 2)

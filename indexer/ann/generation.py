@@ -66,6 +66,7 @@ def build_generation(
             "faiss": load_faiss().__version__,
             "index": type(index).__name__,
             "factory": recipe.factory,
+            "copies": recipe.copies,
         },
         created_at=created_at,
     )
@@ -142,10 +143,11 @@ class Generation:
                 raise FileNotFoundError(path) from error
             msg = f"{path} is damaged: FAISS cannot read it; the next build or add makes it anew"
             raise IndexCorruptError(msg) from error
-        if (index.d, index.ntotal) != (dim, row.n_slots):
-            msg = f"{path} holds {index.ntotal} vectors of {index.d} dimensions, not {row.n_slots} of {dim}"
+        copies = 2 if row.details.get("copies") == 2 else 1
+        if (index.d, index.ntotal) != (dim, row.n_slots * copies):
+            msg = f"{path} holds {index.ntotal} vectors of {index.d} dimensions, not {row.n_slots * copies} of {dim}"
             raise IndexCorruptError(msg)
-        self.index = AnnIndex(index)
+        self.index = AnnIndex(index, copies)
         self.n_slots = row.n_slots
         self.effort = _effort(row, self.index)
 

@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from indexer.ann.engine import load_faiss
 from indexer.ann.kinds import GRAPH_DEGREE
@@ -86,27 +85,3 @@ class Gpu:
         index = faiss.IndexHNSWCagra()
         graph.copyTo(index)
         return index
-
-
-class ListFinder:
-    """Adds vectors to an IVF index, their lists found by a GPU."""
-
-    def __init__(self, index: Any, gpu: Gpu) -> None:  # noqa: ANN401 - faiss is untyped
-        self._faiss = load_faiss()
-        self._index = index
-        self._lists = gpu.copy(index.quantizer)
-
-    def add(self, vectors: NDArray[np.float32]) -> None:
-        """Add vectors, (n, d) float32, under the next ids."""
-        faiss, index = self._faiss, self._index
-        if self._lists is None:
-            index.add(vectors)
-        elif isinstance(index, faiss.IndexIVFFastScan):  # takes no lists that were found elsewhere
-            own, index.quantizer = index.quantizer, self._lists
-            try:
-                index.add(vectors)
-            finally:
-                index.quantizer = own
-        else:
-            _, lists = self._lists.search(vectors, 1)
-            index.add_core(len(vectors), faiss.swig_ptr(vectors), None, faiss.swig_ptr(lists))

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.ann.engine import empty_index, load_faiss, said
-from indexer.ann.gpu import Gpu, ListFinder
+from indexer.ann.gpu import Gpu
 from indexer.ann.kinds import Kind, Recipe
+from indexer.ann.lists import ListFiller
 from indexer.errors import UsageError
 from indexer.vectors import VectorReader
 
@@ -26,6 +27,7 @@ _SAMPLE_BYTES = 256_000_000
 _ROUNDS = 10
 _TRAINING_SHARE = 0.4
 _SEED = 1234
+_FAST_BITS = 4  # of a part of a FastScan code
 
 
 def make_index(
@@ -66,7 +68,7 @@ def _trained_and_filled(
     gpu: Gpu | None,
     on_step: OnStep,
 ) -> Any:  # noqa: ANN401 - faiss is untyped
-    index = empty_index(recipe, vectors.layout.dim)
+    index = _takes_lists(empty_index(recipe, vectors.layout.dim), recipe)
     trained_share = 0.0
     if not index.is_trained:
         trained_share = _TRAINING_SHARE
@@ -78,12 +80,42 @@ def _trained_and_filled(
         on_step(trained_share, "trained")
     if recipe.kind is Kind.FLAT:
         _reserve(index, vectors.n_rows)
-    adds = index if gpu is None or not isinstance(index, load_faiss().IndexIVF) else ListFinder(index, gpu)
+    lists = ListFiller(index, recipe.copies, gpu) if _finds_lists(index, recipe, gpu) else None
     for first, block in vectors.streamed():
-        adds.add(block)
+        if lists is None:
+            index.add(block)
+        else:
+            lists.add(first, block)
         done = (first + len(block)) / vectors.n_rows
         on_step(trained_share + (1 - trained_share) * done, "adding")
-    return index
+    return _for_fast_scan(index, recipe)
+
+
+def _takes_lists(index: Any, recipe: Recipe) -> Any:  # noqa: ANN401 - faiss is untyped
+    """Return an empty index of our own kind in a form that takes lists, which FastScan does not."""
+    faiss = load_faiss()
+    if recipe.kind is not Kind.IVF or not isinstance(index, faiss.IndexIVFPQFastScan):
+        return index
+    plain = faiss.IndexIVFPQ(index.quantizer, index.d, index.nlist, index.pq.M, index.pq.nbits, index.metric_type)
+    plain.by_residual = False  # one table for all lists
+    plain.own_fields, index.own_fields = True, False
+    return plain
+
+
+def _finds_lists(index: Any, recipe: Recipe, gpu: Gpu | None) -> bool:  # noqa: ANN401 - faiss is untyped
+    faiss = load_faiss()
+    helps = gpu is not None and isinstance(index, faiss.IndexIVF) and not isinstance(index, faiss.IndexIVFFastScan)
+    return recipe.kind is Kind.IVF or helps
+
+
+def _for_fast_scan(index: Any, recipe: Recipe) -> Any:  # noqa: ANN401 - faiss is untyped
+    """Return what `_takes_lists` made as the FastScan index that was asked for; for a moment there are both."""
+    faiss = load_faiss()
+    if recipe.kind is not Kind.IVF or not isinstance(index, faiss.IndexIVFPQ) or index.pq.nbits != _FAST_BITS:
+        return index
+    fast = faiss.IndexIVFPQFastScan(index)
+    fast.own_fields, index.own_fields = True, False
+    return fast
 
 
 def _reserve(index: Any, n_rows: int) -> None:  # noqa: ANN401 - faiss is untyped

@@ -1,7 +1,7 @@
 """Search parameters that reach a recall, measured against exact search on vectors of the corpus.
 
 A vector drawn from the corpus is the query; its own slot is left out of truth and answer. Among the parameters whose
-recall is above the target with 95 % confidence the fastest are taken.
+recall is above the target with 99 % confidence the fastest are taken.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from indexer.exact import ROUNDING, scan
 from indexer.vectors import VectorReader
 
 K = 10
-_QUERIES = 500
+_QUERIES = 1_000
 _TIMED = 100
 _DEPTHS = (10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 130, 160, 200, 300, 400)
-_CONFIDENCE = 1.645  # standard errors, one-sided 95 %
-_STEPS_MORE = 3
+_CONFIDENCE = 2.326  # standard errors, one-sided 99 %
+_STEPS_MORE = 5
 _SEED = 4321
 
 
@@ -47,7 +47,7 @@ class Point:
 
     @property
     def sure_recall(self) -> float:
-        """The recall that is reached with 95 % confidence."""
+        """The recall that is reached with 99 % confidence."""
         return self.recall - _CONFIDENCE * self.error
 
     def to_json(self) -> dict[str, JsonValue]:
@@ -112,12 +112,13 @@ class Trial:
         return np.asarray(scores, np.float32)
 
     def recalls(self, index: AnnIndex, probes: int, depth: int) -> NDArray[np.float64]:
-        """Return the recall of each query at every depth up to `depth` + 1, (q, depth + 1) float64 in [0, 1]."""
-        _, found = index.search(self.queries, depth + 1, probes=probes)
+        """Return the recall of each query at every depth from 1 to `depth`, (q, depth) float64 in [0, 1]."""
+        # The query's own slot takes as many places as it has copies; a depth means what is left to other slots.
+        _, found = index.search(self.queries, depth + index.copies, probes=probes)
         hits = np.zeros(found.shape, np.int64)
         for i, slots in enumerate(found):
             hits[i] = np.cumsum(self._scores(i, slots) >= self.least[i])
-        return np.minimum(hits, self.k) / max(self.k, 1)
+        return np.minimum(hits, self.k)[:, index.copies :] / max(self.k, 1)
 
     def latency_ms(self, index: AnnIndex, effort: Effort) -> float:
         """Return the median time of one query on one thread, with the scores of its candidates from the vector file."""
@@ -134,8 +135,7 @@ class Trial:
         return self._point(index, effort, self.recalls(index, effort.probes, effort.depth))
 
     def _point(self, index: AnnIndex, effort: Effort, recalls: NDArray[np.float64]) -> Point:
-        # One candidate more than the depth was asked for, because the query's own slot takes a place.
-        of_query = recalls[:, min(effort.depth, recalls.shape[1] - 1)]
+        of_query = _at_depth(recalls, effort.depth)
         error = float(of_query.std()) / math.sqrt(len(of_query))
         return Point(
             effort=effort, recall=float(of_query.mean()), error=error, latency_ms=self.latency_ms(index, effort)
@@ -173,7 +173,7 @@ class Trial:
         """Return the point of the smallest depth that meets the target, else of the smallest that gives as much."""
         best = float(recalls[:, -1].mean())
         for depth in _DEPTHS:
-            of_query = recalls[:, min(depth, recalls.shape[1] - 1)]
+            of_query = _at_depth(recalls, depth)
             sure = float(of_query.mean()) - _CONFIDENCE * float(of_query.std()) / math.sqrt(len(of_query))
             if sure >= target or float(of_query.mean()) >= best - 1e-3:
                 break
@@ -184,11 +184,15 @@ class Trial:
         return point.sure_recall >= target or point.recall >= 1.0
 
 
+def _at_depth(recalls: NDArray[np.float64], depth: int) -> NDArray[np.float64]:
+    return recalls[:, min(depth, recalls.shape[1]) - 1]
+
+
 def _ladder(most: int) -> Iterator[int]:
-    """Yield efforts from 1 to the most, each about a quarter more than the one before."""
+    """Yield efforts from 1 to the most, each about an eighth more than the one before."""
     probes = 0
     while probes < most:
-        probes = max(probes + 1, round(probes * 2 ** (1 / 3)))
+        probes = max(probes + 1, round(probes * 2 ** (1 / 6)))
         yield min(probes, most)
     if most == 0:
         yield 0

@@ -1,0 +1,64 @@
+"""Puts vectors into the lists of an IVF index, each into one of them or into two."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.ann.engine import load_faiss
+from indexer.ann.gpu import Gpu
+
+_CHOICES = 8  # the nearest lists, among which the second one is chosen
+
+
+class ListFiller:
+    """Adds vectors to an IVF index; their lists are found by the CPU, or a GPU.
+
+    Each goes into the list of its nearest centre. With two `copies` it goes into one more: a query that misses the
+    nearest neighbours of a vector looks off its first centre in a direction that the second list should not share.
+    Source: Sun et al., SOAR (2023), https://arxiv.org/abs/2404.00774, with lambda = 1.
+    """
+
+    def __init__(self, index: Any, copies: int, gpu: Gpu | None) -> None:  # noqa: ANN401 - faiss is untyped
+        """Fill a trained index.
+
+        Args:
+            index: an IVF index, but no FastScan one, which takes no lists that were found elsewhere.
+            copies: 1 or 2.
+            gpu: what finds the nearest centres, where they fit.
+        """
+        self._faiss = load_faiss()
+        self._index = index
+        self._copies = copies
+        on_gpu = None if gpu is None else gpu.copy(index.quantizer)
+        self._quantizer = index.quantizer if on_gpu is None else on_gpu
+        self._centres: NDArray[np.float32] = index.quantizer.reconstruct_n(0, index.nlist)
+
+    def add(self, first_slot: int, vectors: NDArray[np.float32]) -> None:
+        """Add vectors, (n, d) float32, under the slots from `first_slot` on."""
+        n_choices = 1 if self._copies == 1 else min(_CHOICES, len(self._centres))
+        _, near = self._quantizer.search(vectors, n_choices)
+        self._add(first_slot, vectors, near[:, 0])
+        if self._copies > 1:
+            self._add(first_slot, vectors, self._second(vectors, near))
+
+    def _add(self, first_slot: int, vectors: NDArray[np.float32], lists: NDArray[np.int64]) -> None:
+        slots = np.arange(first_slot, first_slot + len(vectors))
+        pointer = self._faiss.swig_ptr
+        lists = np.ascontiguousarray(lists)
+        self._index.add_core(len(vectors), pointer(vectors), pointer(slots), pointer(lists))
+
+    def _second(self, vectors: NDArray[np.float32], near: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return for each vector the list, but the first, with the least |e|^2 + (e . u)^2.
+
+        e is the vector less the centre, and u the direction in which it lies from its first centre.
+        """
+        direction = vectors - self._centres[near[:, 0]]
+        direction /= np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        losses = np.empty((len(vectors), near.shape[1] - 1), np.float32)
+        for choice in range(1, near.shape[1]):
+            error = vectors - self._centres[near[:, choice]]
+            losses[:, choice - 1] = np.vecdot(error, error) + np.vecdot(error, direction) ** 2
+        return near[np.arange(len(near)), 1 + losses.argmin(axis=1)]
