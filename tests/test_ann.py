@@ -327,7 +327,7 @@ def test_each_slot_is_in_the_list_of_its_centre_and_in_one_on_another_side(
     with closing(VectorReader(index, snapshot.vector_file, snapshot.layout, N)) as reader:
         stored_vectors = reader.rows(np.arange(0, N, 50))
     for (low, high), vector in zip(lists[::50], stored_vectors, strict=True):
-        near = np.argsort(-centres @ vector)[:8]
+        near = np.argsort(-centres @ vector)[:16]
         errors = vector - centres[near]
         along = errors @ errors[0] / np.linalg.norm(errors[0])
         loss = (errors**2).sum(axis=1) + along**2

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from indexer.ann.engine import load_faiss
 from indexer.ann.gpu import Gpu
 
-_CHOICES = 8  # the nearest lists, among which the second one is chosen
+_CHOICES = 16  # the nearest lists, among which the second one is chosen
 
 
 class ListFiller:
@@ -34,15 +34,16 @@ class ListFiller:
         self._copies = copies
         on_gpu = None if gpu is None else gpu.copy(index.quantizer)
         self._quantizer = index.quantizer if on_gpu is None else on_gpu
-        self._centres: NDArray[np.float32] = index.quantizer.reconstruct_n(0, index.nlist)
+        centres = index.quantizer.reconstruct_n(0, index.nlist)
+        self._n_choices = 1 if copies == 1 else min(_CHOICES, index.nlist)
+        self._products: NDArray[np.float32] = centres @ centres.T if copies > 1 else centres[:0]  # of each two centres
 
     def add(self, first_slot: int, vectors: NDArray[np.float32]) -> None:
         """Add vectors, (n, d) float32, under the slots from `first_slot` on."""
-        n_choices = 1 if self._copies == 1 else min(_CHOICES, len(self._centres))
-        _, near = self._quantizer.search(vectors, n_choices)
+        scores, near = self._quantizer.search(vectors, self._n_choices)
         self._add(first_slot, vectors, near[:, 0])
         if self._copies > 1:
-            self._add(first_slot, vectors, self._second(vectors, near))
+            self._add(first_slot, vectors, self._second(vectors, scores, near))
 
     def _add(self, first_slot: int, vectors: NDArray[np.float32], lists: NDArray[np.int64]) -> None:
         slots = np.arange(first_slot, first_slot + len(vectors))
@@ -50,15 +51,18 @@ class ListFiller:
         lists = np.ascontiguousarray(lists)
         self._index.add_core(len(vectors), pointer(vectors), pointer(slots), pointer(lists))
 
-    def _second(self, vectors: NDArray[np.float32], near: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _second(
+        self, vectors: NDArray[np.float32], scores: NDArray[np.float32], near: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
         """Return for each vector the list, but the first, with the least |e|^2 + (e . u)^2.
 
-        e is the vector less the centre, and u the direction in which it lies from its first centre.
+        e is the vector less the centre, and u the direction in which it lies from its first centre; all of it follows
+        from the products of vectors and centres.
         """
-        direction = vectors - self._centres[near[:, 0]]
-        direction /= np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        losses = np.empty((len(vectors), near.shape[1] - 1), np.float32)
-        for choice in range(1, near.shape[1]):
-            error = vectors - self._centres[near[:, choice]]
-            losses[:, choice - 1] = np.vecdot(error, error) + np.vecdot(error, direction) ** 2
-        return near[np.arange(len(near)), 1 + losses.argmin(axis=1)]
+        first, others = near[:, :1], near[:, 1:]
+        squares = np.vecdot(vectors, vectors)[:, None]
+        of_centres = self._products.diagonal()
+        errors = squares - 2 * scores + of_centres[near]  # |e|^2
+        along = squares - scores[:, :1] - scores[:, 1:] + self._products[first, others]  # e . u, times the length of u
+        losses = errors[:, 1:] + along**2 / np.maximum(errors[:, :1], np.finfo(np.float32).eps)
+        return np.take_along_axis(others, losses.argmin(axis=1, keepdims=True), axis=1)[:, 0]
