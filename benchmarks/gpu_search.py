@@ -111,24 +111,24 @@ def built(
     helpers = {"gpu": gpu} if gpu is not None else {}
     for name, helper in (helpers if kind == "cagra" else {"cpu": None, **helpers}).items():
         start = time.perf_counter()
-        index = AnnIndex(make_index(vectors, recipe, helper, lambda *_: None))
+        index = AnnIndex(make_index(vectors, recipe, helper, lambda *_: None), recipe.copies)
         found[f"build_{name}_s"] = time.perf_counter() - start
-    effort = Trial(vectors, vectors.n_rows).tune(index, 0.95).chosen
-    found["tuned"] = effort.to_json()
+    tuned = Trial(vectors, vectors.n_rows).tune(index, 0.95).chosen
+    found["tuned"] = tuned.to_json()
+    effort, depth = tuned.effort, tuned.effort.depth
     truth = [
         rank(vectors, query, near, K) for query, near in zip(queries, card.search(queries, K + 16)[1], strict=True)
     ]
     for name in ("cpu", "gpu"):
         if name == "gpu" and (gpu is None or not index.copy_to(gpu)):
             continue
-        probes, depth = effort.effort.probes, effort.effort.depth
-        seconds = median_s(lambda: index.search(queries, depth, probes=probes), "cpu")  # noqa: B023
+        seconds = median_s(lambda: index.search(queries, depth, effort=effort), "cpu")
         found[f"{name}_queries_per_s_batched"] = len(queries) / seconds
-        found[f"{name}_ms_single"] = 1e3 * median_s(lambda: index.search(queries[:1], depth, probes=probes), "cpu")  # noqa: B023
+        found[f"{name}_ms_single"] = 1e3 * median_s(lambda: index.search(queries[:1], depth, effort=effort), "cpu")
         recalls = [
             np.isin(right, rank(vectors, query, near[near >= 0], K)[1]).mean()
             for query, near, (_, right) in zip(
-                queries, index.search(queries, depth, probes=probes)[1], truth, strict=True
+                queries, index.search(queries, depth, effort=effort)[1], truth, strict=True
             )
         ]
         found[f"{name}_recall@10"] = float(np.mean(recalls))

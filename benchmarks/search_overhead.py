@@ -53,7 +53,7 @@ def main() -> None:
                 between = clock()
                 if generation is not None:
                     effort = generation.effort
-                    generation.index.search(queries[i : i + 1], effort.depth, probes=effort.probes)
+                    generation.index.search(queries[i : i + 1], effort.depth, effort=effort)
                 spent.append((between - start, clock() - between))
             figures[f"search_ms_{word}"] = round(1e3 * median(all_ for all_, _ in spent), 3)
             figures[f"faiss_ms_{word}"] = round(1e3 * median(bare for _, bare in spent), 3)

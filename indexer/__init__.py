@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from indexer.ann.tuning import Effort, Point, Tuning
+    from indexer.ann.engine import Effort
+    from indexer.ann.tuning import Point, Tuning
     from indexer.api import Index, build_index
     from indexer.backup import BackupReport
     from indexer.compact import CompactReport
@@ -39,7 +40,7 @@ _HOMES = {
     "BackupReport": "indexer.backup",
     "BuildReport": "indexer.progress",
     "CompactReport": "indexer.compact",
-    "Effort": "indexer.ann.tuning",
+    "Effort": "indexer.ann.engine",
     "HiddenState": "indexer.features",
     "ImportReport": "indexer.importing",
     "Index": "indexer.api",

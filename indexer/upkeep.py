@@ -11,7 +11,7 @@ from indexer.ann.engine import empty_index
 from indexer.ann.generation import Generation, build_generation, is_usable
 from indexer.ann.gpu import Gpu
 from indexer.ann.kinds import AnnOptions, Kind, Recipe, choose_recipe
-from indexer.ann.tuning import Effort, Point, Trial, Tuning
+from indexer.ann.tuning import Point, Trial, Tuning
 from indexer.documents import JsonValue
 from indexer.errors import IndexCorruptError, UsageError
 from indexer.generations import GenerationRow
@@ -246,7 +246,7 @@ def _tuned(tuning: Tuning) -> dict[str, JsonValue]:
 
 
 def _missed(row: GenerationRow, point: Point, target: float) -> str:
-    effort: Effort = point.effort
+    effort = point.effort
     return (
         f"the {row.kind} index ({row.details['factory']}) reaches recall@10 {point.recall:.3f} at most (probes "
         f"{effort.probes}, depth {effort.depth}), not {target}; choose another --kind, or search with --exact"

@@ -230,18 +230,18 @@ class _Search:
         more = max(1.0, self.k / _TUNED_K)
         depth = min(math.ceil(effort.depth * more), generation.n_slots)
         rarity = 1 / (math.cbrt(share) if generation.kind is Kind.IVF else math.sqrt(share))
-        probes = math.ceil(effort.probes * math.sqrt(more) * rarity)
+        times = math.sqrt(more) * rarity
         while True:
-            probes = min(probes, index.max_probes)
-            self.how = f", {probes:,} probes of {index.max_probes:,}" if probes else ""
+            probes = index.probes(effort, times)
+            self.how = f", {probes:,} probes of {index.max_probes:,}" if index.max_probes else ""
             self.how += f", {depth:,} candidates compared"
-            _, slots = index.search(self.queries, depth, probes=probes, allowed=self.allowed.bits)
+            _, slots = index.search(self.queries, depth, effort=effort, times=times, allowed=self.allowed.bits)
             found = self._ranked(slots)
             if all(len(best) == self.k for best, _ in found):
                 return found
             if probes >= index.max_probes:
                 return None
-            probes *= 4
+            times *= 4
 
     def _ranked(self, slots: NDArray[np.int64]) -> _Found:
         return [

@@ -15,9 +15,10 @@ from gpus import let_faiss_have_a_gpu
 
 import indexer.upkeep
 from indexer import Index
+from indexer.ann.engine import Effort
 from indexer.ann.generation import Generation
 from indexer.ann.kinds import FLAT_NUMBERS, AnnOptions, Kind, choose_recipe, parse_bytes
-from indexer.ann.tuning import Effort, Trial
+from indexer.ann.tuning import Trial
 from indexer.card import Card
 from indexer.changes import Changes, NewDocument, PassageRow
 from indexer.config import VectorDtype
@@ -162,7 +163,7 @@ def test_the_trial_counts_hits_as_brute_force_does(index: Path, vectors: np.ndar
             scores = stored @ query
             scores[own] = -2
             truth = set(np.argsort(-scores)[:10].tolist())
-            _, slots = generation.index.search(query[None], 21, probes=3)
+            _, slots = generation.index.search(query[None], 21, effort=Effort(probes=3, depth=20))
             hits.append(len((set(slots[0].tolist()) - {own}) & truth) / 10)
         assert point.recall == pytest.approx(np.mean(hits), abs=2e-3)
         with_all = trial.measure(generation.index, Effort(probes=32, depth=400))
@@ -340,10 +341,10 @@ def test_a_slot_in_two_lists_is_one_candidate_alone_and_in_a_batch(index: Path) 
     generation = Generation(index, row, DIM)
     assert (generation.n_slots, generation.index.n_slots) == (N, N)
     queries = clustered(20, DIM, 4)
-    scores, slots = generation.index.search(queries, 2 * N, probes=generation.index.max_probes)
+    scores, slots = generation.index.search(queries, 2 * N)
     for query, of_all, found in zip(queries, scores, slots, strict=True):
         assert np.array_equal(np.sort(found[found >= 0]), np.arange(N))
-        alone_scores, alone = generation.index.search(query[None], 2 * N, probes=generation.index.max_probes)
+        alone_scores, alone = generation.index.search(query[None], 2 * N)
         np.testing.assert_array_equal(alone_scores[0], of_all)
         assert set(alone[0]) == set(found)
 

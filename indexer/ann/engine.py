@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +64,21 @@ def empty_index(recipe: Recipe, dim: int) -> Any:  # noqa: ANN401 - faiss is unt
         raise UsageError(msg) from error
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Effort:
+    """How hard a search tries.
+
+    `probes` is how many lists of an IVF index a query looks into, on average, or the length of the beam of HNSW, and
+    `depth` how many candidates are scored from the vector file. With a `reach` a query looks into the lists whose
+    centres score at most so much less than its nearest one, an easy query into few and a hard one into many; with None
+    all look into the same number.
+    """
+
+    probes: int
+    depth: int
+    reach: float | None = None
+
+
 class AnnIndex:
     """A FAISS index; searches pass their parameters with each call and change nothing that others share.
 
@@ -83,6 +100,18 @@ class AnnIndex:
         self._fast = inner if isinstance(inner, self._faiss.IndexIVFFastScan) else None
         self.max_probes: int = inner.nlist if self._is_ivf else 2048 if self._is_hnsw else 0
         self._copy: Any = None
+        self._centres = self._plain_centres()
+
+    def _plain_centres(self) -> NDArray[np.float32] | None:
+        """Return the centres of the lists, (lists, d) float32, where they lie in the index; None for other types."""
+        if not self._is_ivf:
+            return None
+        index = self._faiss.downcast_index(self._index)
+        quantizer = self._faiss.downcast_index(self._inner().quantizer)
+        if not isinstance(index, self._faiss.IndexIVF) or not isinstance(quantizer, self._faiss.IndexFlat):
+            return None
+        centres = self._faiss.rev_swig_ptr(quantizer.get_xb(), quantizer.ntotal * quantizer.d)
+        return np.asarray(centres.reshape(-1, quantizer.d))
 
     def copy_to(self, gpu: Gpu) -> bool:
         """Let a GPU answer the searches that it can, those of an IVF index without a filter; return whether it will."""
@@ -95,15 +124,38 @@ class AnnIndex:
             index = self._faiss.downcast_index(index.index)
         return index
 
+    def probes(self, effort: Effort, times: float = 1.0) -> int:
+        """Return how many probes an effort, so many times as hard, comes to."""
+        return max(1, min(math.ceil(effort.probes * times), self.max_probes))
+
+    def reach(self, queries: NDArray[np.float32], probes: int) -> float | None:
+        """Return the reach with which some queries, (q, d) float32, have so many lists on average.
+
+        None where only a fixed number of probes is possible, or all lists are meant.
+        """
+        if self._centres is None or probes >= self.max_probes:
+            return None
+        scores = self._centre_scores(self._centres, queries)
+        gaps = (scores.max(axis=1, keepdims=True) - scores).ravel()
+        last = probes * len(queries) - 1
+        return float(np.partition(gaps, last)[last])
+
     def search(
-        self, queries: NDArray[np.float32], k: int, *, probes: int = 0, allowed: NDArray[np.uint8] | None = None
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        *,
+        effort: Effort | None = None,
+        times: float = 1.0,
+        allowed: NDArray[np.uint8] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the nearest slots of each query, as the codes of the index see them.
 
         Args:
             queries: (q, d) float32, unit length.
             k: how many at most; of an index with copies of the slots, so many with the copies.
-            probes: lists to look into (IVF) or length of the beam (HNSW); other types have no such thing.
+            effort: its probes and reach; None for as many as there are.
+            times: how many times as hard.
             allowed: a bit for each slot, lowest first, that may be returned; None for all.
 
         Returns:
@@ -115,13 +167,61 @@ class AnnIndex:
             self._fast.implem = _LIST_BY_LIST if len(queries) == 1 else 0
         selector = None if allowed is None else self._faiss.IDSelectorBitmap(allowed)
         k = min(k, self.n_slots * self.copies)
-        probes = max(1, min(probes, self.max_probes))
-        can_copy = self._copy is not None and selector is None and max(k, probes) <= _GPU_MOST
-        index = self._copy if can_copy else self._index
-        parameters = self._parameters(probes, k, selector)
-        scores, slots = index.search(np.ascontiguousarray(queries), k, params=parameters)
+        probes = self.max_probes if effort is None else self.probes(effort, times)
+        queries = np.ascontiguousarray(queries)
+        if self._copy is not None and selector is None and max(k, probes) <= _GPU_MOST:
+            scores, slots = self._copy.search(queries, k, params=self._parameters(probes, k, selector))
+        elif effort is None or effort.reach is None or self._centres is None or probes >= self.max_probes:
+            scores, slots = self._index.search(queries, k, params=self._parameters(probes, k, selector))
+        else:
+            lists, list_scores = self._lists_within(self._centres, queries, effort.reach, times)
+            scores, slots = self._search_lists(queries, k, lists, list_scores, selector)
         if self.copies > 1:
             slots[_is_repeated(slots)] = -1
+        return scores, slots
+
+    @staticmethod
+    def _centre_scores(centres: NDArray[np.float32], queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.vecdot(centres, queries[0])[None] if len(queries) == 1 else queries @ centres.T  # one thread for one
+
+    def _lists_within(
+        self, centres: NDArray[np.float32], queries: NDArray[np.float32], reach: float, times: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the lists that each query looks into, (q, most) int64, -1 = none, and the scores of their centres."""
+        scores = self._centre_scores(centres, queries)
+        n_within = (scores >= scores.max(axis=1, keepdims=True) - reach).sum(axis=1)
+        wanted = np.minimum(np.ceil(n_within * times), len(centres)).astype(np.int64)
+        most = int(wanted.max())
+        lists = np.argpartition(-scores, most - 1, axis=1)[:, :most]
+        if len(queries) > 1:
+            order = np.argsort(-np.take_along_axis(scores, lists, axis=1), axis=1)
+            lists = np.take_along_axis(lists, order, axis=1)
+        list_scores = np.take_along_axis(scores, lists, axis=1)
+        lists[np.arange(most) >= wanted[:, None]] = -1
+        return lists, list_scores
+
+    def _search_lists(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        lists: NDArray[np.int64],
+        list_scores: NDArray[np.float32],
+        selector: Any,  # noqa: ANN401 - faiss is untyped
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        pointer = self._faiss.swig_ptr
+        scores, slots = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        # FAISS's own wrapper, without the suffix, takes no parameters.
+        self._index.search_preassigned_c(
+            len(queries),
+            pointer(queries),
+            k,
+            pointer(lists),
+            pointer(list_scores),
+            pointer(scores),
+            pointer(slots),
+            False,
+            self._parameters(lists.shape[1], k, selector),
+        )
         return scores, slots
 
     def _parameters(self, probes: int, k: int, selector: Any) -> Any:  # noqa: ANN401 - faiss is untyped

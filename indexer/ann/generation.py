@@ -10,11 +10,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from indexer.ann.engine import AnnIndex, load_faiss
+from indexer.ann.engine import AnnIndex, Effort, load_faiss
 from indexer.ann.gpu import Gpu
 from indexer.ann.kinds import Kind, Recipe
 from indexer.ann.training import OnStep, make_index
-from indexer.ann.tuning import Effort
 from indexer.errors import IndexCorruptError, StorageError
 from indexer.files import discard, new_name, open_regular, own_path, storage_error, sync_directory, write_all
 from indexer.generations import GenerationRow
@@ -157,7 +156,8 @@ def _effort(row: GenerationRow, index: AnnIndex) -> Effort:
     search = row.details.get("search")
     match search:
         case {"probes": int(probes), "depth": int(depth)} if depth > 0:
-            return Effort(probes=probes, depth=depth)
+            reach = search.get("reach")
+            return Effort(probes=probes, depth=depth, reach=reach if isinstance(reach, float) and reach >= 0 else None)
         case _:
             return Effort(probes=index.max_probes, depth=100)
 

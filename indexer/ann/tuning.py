@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.ann.engine import AnnIndex
+from indexer.ann.engine import AnnIndex, Effort
 from indexer.documents import JsonValue
 from indexer.exact import ROUNDING, scan
 from indexer.vectors import VectorReader
@@ -26,14 +26,6 @@ _DEPTHS = (10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 130, 160, 200, 300, 400)
 _CONFIDENCE = 2.326  # standard errors, one-sided 99 %
 _STEPS_MORE = 5
 _SEED = 4321
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Effort:
-    """How hard a search tries: `probes` lists or beam length, and `depth` candidates scored from the vector file."""
-
-    probes: int
-    depth: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +47,7 @@ class Point:
         return {
             "probes": self.effort.probes,
             "depth": self.effort.depth,
+            "reach": self.effort.reach,
             "recall@10": round(self.recall, 4),
             "standard_error": round(self.error, 4),
             "latency_ms": round(self.latency_ms, 3),
@@ -111,10 +104,10 @@ class Trial:
         scores[(slots < 0) | (slots == self.own[query])] = -np.inf
         return np.asarray(scores, np.float32)
 
-    def recalls(self, index: AnnIndex, probes: int, depth: int) -> NDArray[np.float64]:
-        """Return the recall of each query at every depth from 1 to `depth`, (q, depth) float64 in [0, 1]."""
+    def recalls(self, index: AnnIndex, effort: Effort) -> NDArray[np.float64]:
+        """Return the recall of each query at every depth from 1 to that of the effort, (q, depth) float64 in [0, 1]."""
         # The query's own slot takes as many places as it has copies; a depth means what is left to other slots.
-        _, found = index.search(self.queries, depth + index.copies, probes=probes)
+        _, found = index.search(self.queries, effort.depth + index.copies, effort=effort)
         hits = np.zeros(found.shape, np.int64)
         for i, slots in enumerate(found):
             hits[i] = np.cumsum(self._scores(i, slots) >= self.least[i])
@@ -125,14 +118,14 @@ class Trial:
         times = []
         for query in self.queries[:_TIMED]:
             start = time.perf_counter()
-            _, found = index.search(query[None], effort.depth, probes=effort.probes)
+            _, found = index.search(query[None], effort.depth, effort=effort)
             _ = np.vecdot(self._vectors.rows(np.maximum(found[0], 0)), query)
             times.append(time.perf_counter() - start)
         return 1e3 * float(np.median(times))
 
     def measure(self, index: AnnIndex, effort: Effort) -> Point:
         """Return what one effort gives."""
-        return self._point(index, effort, self.recalls(index, effort.probes, effort.depth))
+        return self._point(index, effort, self.recalls(index, effort))
 
     def _point(self, index: AnnIndex, effort: Effort, recalls: NDArray[np.float64]) -> Point:
         of_query = _at_depth(recalls, effort.depth)
@@ -152,8 +145,8 @@ class Trial:
         points: list[Point] = []
         steps_left = _STEPS_MORE
         for probes in _ladder(index.max_probes):
-            recalls = self.recalls(index, probes, _DEPTHS[-1])
-            point = self._cheapest(index, probes, recalls, target)
+            effort = Effort(probes=probes, depth=_DEPTHS[-1], reach=index.reach(self.queries, probes))
+            point = self._cheapest(index, effort, self.recalls(index, effort), target)
             points.append(point)
             if on_step is not None:
                 on_step()
@@ -169,7 +162,7 @@ class Trial:
         )
         return Tuning(target=target, n_queries=len(self.queries), chosen=chosen, points=tuple(points))
 
-    def _cheapest(self, index: AnnIndex, probes: int, recalls: NDArray[np.float64], target: float) -> Point:
+    def _cheapest(self, index: AnnIndex, effort: Effort, recalls: NDArray[np.float64], target: float) -> Point:
         """Return the point of the smallest depth that meets the target, else of the smallest that gives as much."""
         best = float(recalls[:, -1].mean())
         for depth in _DEPTHS:
@@ -177,7 +170,7 @@ class Trial:
             sure = float(of_query.mean()) - _CONFIDENCE * float(of_query.std()) / math.sqrt(len(of_query))
             if sure >= target or float(of_query.mean()) >= best - 1e-3:
                 break
-        return self._point(index, Effort(probes=probes, depth=depth), recalls)
+        return self._point(index, replace(effort, depth=depth), recalls)
 
     @staticmethod
     def _meets(point: Point, target: float) -> bool:
