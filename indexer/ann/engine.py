@@ -103,7 +103,7 @@ class AnnIndex:
         self._centres = self._plain_centres()
 
     def _plain_centres(self) -> NDArray[np.float32] | None:
-        """Return the centres of the lists, (lists, d) float32, where they lie in the index; None for other types."""
+        """Return the centres of the lists, (lists, d) float32; None for other types."""
         if not self._is_ivf:
             return None
         index = self._faiss.downcast_index(self._index)
@@ -111,7 +111,8 @@ class AnnIndex:
         if not isinstance(index, self._faiss.IndexIVF) or not isinstance(quantizer, self._faiss.IndexFlat):
             return None
         centres = self._faiss.rev_swig_ptr(quantizer.get_xb(), quantizer.ntotal * quantizer.d)
-        return np.asarray(centres.reshape(-1, quantizer.d))
+        centres = centres.reshape(-1, quantizer.d)
+        return np.array(centres, np.float32)  # in a mapped file they lie anywhere
 
     def copy_to(self, gpu: Gpu) -> bool:
         """Let a GPU answer the searches that it can, those of an IVF index without a filter; return whether it will."""

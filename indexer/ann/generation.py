@@ -155,9 +155,10 @@ def _effort(row: GenerationRow, index: AnnIndex) -> Effort:
     """Return how hard a search should try, as it was tuned; all that there is when the row does not say."""
     search = row.details.get("search")
     match search:
+        case {"probes": int(probes), "depth": int(depth), "reach": float(reach)} if depth > 0 and reach >= 0:
+            return Effort(probes=probes, depth=depth, reach=reach)
         case {"probes": int(probes), "depth": int(depth)} if depth > 0:
-            reach = search.get("reach")
-            return Effort(probes=probes, depth=depth, reach=reach if isinstance(reach, float) and reach >= 0 else None)
+            return Effort(probes=probes, depth=depth)
         case _:
             return Effort(probes=index.max_probes, depth=100)
 
