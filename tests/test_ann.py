@@ -349,6 +349,53 @@ def test_a_slot_in_two_lists_is_one_candidate_alone_and_in_a_batch(index: Path) 
         assert set(alone[0]) == set(found)
 
 
+@pytest.mark.parametrize("factory", [None, "IVF32,SQ8"])
+def test_a_reach_gives_each_query_the_lists_that_it_needs(index: Path, factory: str | None) -> None:
+    row, _ = rebuild_generation(index, AnnOptions(kind=factory or "ivf"), tell_nobody)
+    ann = Generation(index, row, DIM).index
+    queries = clustered(200, DIM, 4)
+    stored = faiss.read_index(str(index / row.name))
+    scores = queries @ stored.quantizer.reconstruct_n(0, stored.nlist).T
+    reach = ann.reach(queries, 5)
+    assert reach is not None
+    within = scores >= scores.max(axis=1, keepdims=True) - reach
+    assert within.sum(axis=1).mean() == pytest.approx(5, abs=0.05)
+    effort = Effort(probes=5, depth=20, reach=reach)
+    _, slots = ann.search(queries, 2 * N, effort=effort)
+    members = [
+        faiss.rev_swig_ptr(stored.invlists.get_ids(i), stored.invlists.list_size(i)) for i in range(stored.nlist)
+    ]
+    for of_query, found in zip(within, slots, strict=True):
+        expected = np.unique(np.concatenate([members[i] for i in np.flatnonzero(of_query)]))
+        assert np.array_equal(np.sort(found[found >= 0]), expected)
+    for times, n_lists in ((2.0, 2 * within.sum(axis=1)), (1e6, np.full(len(queries), stored.nlist))):
+        for i in range(0, len(queries), 20):
+            _, alone = ann.search(queries[i : i + 1], 2 * N, effort=effort, times=times)
+            near = np.argsort(-scores[i])[: min(n_lists[i], stored.nlist)]
+            expected = np.unique(np.concatenate([members[each] for each in near]))
+            assert np.array_equal(np.sort(alone[alone >= 0]), expected)
+
+
+def test_types_without_plain_centres_have_no_reach(index: Path) -> None:
+    queries = clustered(20, DIM, 4)
+    for kind in ("hnsw", "SQ8", "PCA48,IVF16,SQ8", "IVF64_HNSW32,SQ8"):
+        row, _ = rebuild_generation(index, AnnOptions(kind=kind), tell_nobody)
+        generation = Generation(index, row, DIM)
+        assert generation.index.reach(queries, 2) is None
+        assert generation.effort.reach is None
+
+
+@pytest.mark.parametrize("reach", [None, -0.1, "0.2", True])
+def test_a_reach_that_is_none_leaves_the_same_probes_for_all(index: Path, reach: object) -> None:
+    row, _ = rebuild_generation(index, AnnOptions(kind="ivf"), tell_nobody)
+    search = row.details["search"]
+    assert isinstance(search, dict)
+    assert Generation(index, row, DIM).effort.reach == search["reach"]
+    changed = replace(row, details={**row.details, "search": {**search, "reach": reach}})  # type: ignore[dict-item]
+    effort = Generation(index, changed, DIM).effort
+    assert (effort.probes, effort.reach) == (search["probes"], None)
+
+
 @pytest.mark.parametrize("copies", [1, None, "2", 3])
 def test_a_row_that_says_other_copies_than_the_file_holds_is_damage(index: Path, copies: object) -> None:
     row, _ = rebuild_generation(index, AnnOptions(kind="ivf"), tell_nobody)

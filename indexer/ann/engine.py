@@ -80,7 +80,7 @@ class Effort:
 
 
 class AnnIndex:
-    """A FAISS index; searches pass their parameters with each call and change nothing that others share.
+    """A FAISS index; searches pass their parameters with each call and change no answer of others.
 
     The scores of an exact index differ from those of `indexer.exact` by less than `rounding`.
     """

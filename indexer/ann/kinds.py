@@ -121,8 +121,9 @@ class Recipe:
 def choose_recipe(options: AnnOptions, n_rows: int, dim: int, dtype: VectorDtype) -> Recipe:
     """Return what to build for what was asked for.
 
-    AUTO is flat while comparing with every vector is fast and fits; then IVF, whose codes shrink until they fit. HNSW
-    is built on request alone: it takes ten times the memory (docs/decisions/0025).
+    AUTO is flat while comparing with every vector is fast and fits; then IVF, each vector in two lists, or in one and
+    with shorter codes until they fit. HNSW is built on request alone: it takes nearly five times the memory
+    (docs/decisions/0025).
 
     Args:
         options: what was asked for.
