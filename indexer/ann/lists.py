@@ -31,19 +31,21 @@ class ListFiller:
         """
         self._faiss = load_faiss()
         self._index = index
-        self._copies = copies
         on_gpu = None if gpu is None else gpu.copy(index.quantizer)
         self._quantizer = index.quantizer if on_gpu is None else on_gpu
-        centres = index.quantizer.reconstruct_n(0, index.nlist)
-        self._n_choices = 1 if copies == 1 else min(_CHOICES, index.nlist)
-        self._products: NDArray[np.float32] = centres @ centres.T if copies > 1 else centres[:0]  # of each two centres
+        self._n_choices = 1
+        self._products: NDArray[np.float32] | None = None  # of each two centres
+        if copies > 1:
+            centres = index.quantizer.reconstruct_n(0, index.nlist)
+            self._n_choices = min(_CHOICES, index.nlist)
+            self._products = centres @ centres.T
 
     def add(self, first_slot: int, vectors: NDArray[np.float32]) -> None:
         """Add vectors, (n, d) float32, under the slots from `first_slot` on."""
         scores, near = self._quantizer.search(vectors, self._n_choices)
         self._add(first_slot, vectors, near[:, 0])
-        if self._copies > 1:
-            self._add(first_slot, vectors, self._second(vectors, scores, near))
+        if self._products is not None:
+            self._add(first_slot, vectors, _second(self._products, vectors, scores, near))
 
     def _add(self, first_slot: int, vectors: NDArray[np.float32], lists: NDArray[np.int64]) -> None:
         slots = np.arange(first_slot, first_slot + len(vectors))
@@ -51,18 +53,21 @@ class ListFiller:
         lists = np.ascontiguousarray(lists)
         self._index.add_core(len(vectors), pointer(vectors), pointer(slots), pointer(lists))
 
-    def _second(
-        self, vectors: NDArray[np.float32], scores: NDArray[np.float32], near: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """Return for each vector the list, but the first, with the least |e|^2 + (e . u)^2.
 
-        e is the vector less the centre, and u the direction in which it lies from its first centre; all of it follows
-        from the products of vectors and centres.
-        """
-        first, others = near[:, :1], near[:, 1:]
-        squares = np.vecdot(vectors, vectors)[:, None]
-        of_centres = self._products.diagonal()
-        errors = squares - 2 * scores + of_centres[near]  # |e|^2
-        along = squares - scores[:, :1] - scores[:, 1:] + self._products[first, others]  # e . u, times the length of u
-        losses = errors[:, 1:] + along**2 / np.maximum(errors[:, :1], np.finfo(np.float32).eps)
-        return np.take_along_axis(others, losses.argmin(axis=1, keepdims=True), axis=1)[:, 0]
+def _second(
+    products: NDArray[np.float32],
+    vectors: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    near: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Return for each vector the list, but the first, with the least |e|^2 + (e . u)^2.
+
+    e is the vector less the centre, and u the direction in which it lies from its first centre; all of it follows
+    from the products of vectors and centres.
+    """
+    first, others = near[:, :1], near[:, 1:]
+    squares = np.vecdot(vectors, vectors)[:, None]
+    errors = squares - 2 * scores + products.diagonal()[near]  # |e|^2
+    along = squares - scores[:, :1] - scores[:, 1:] + products[first, others]  # e . u, times the length of u
+    losses = errors[:, 1:] + along**2 / np.maximum(errors[:, :1], np.finfo(np.float32).eps)
+    return np.take_along_axis(others, losses.argmin(axis=1, keepdims=True), axis=1)[:, 0]

@@ -27,7 +27,6 @@ _SAMPLE_BYTES = 256_000_000
 _ROUNDS = 10
 _TRAINING_SHARE = 0.4
 _SEED = 1234
-_FAST_BITS = 4  # of a part of a FastScan code
 
 
 def make_index(
@@ -68,7 +67,12 @@ def _trained_and_filled(
     gpu: Gpu | None,
     on_step: OnStep,
 ) -> Any:  # noqa: ANN401 - faiss is untyped
-    index = _takes_lists(empty_index(recipe, vectors.layout.dim), recipe)
+    faiss = load_faiss()
+    index = empty_index(recipe, vectors.layout.dim)
+    # FastScan takes no lists that were found elsewhere: ours is filled in another form, and both stand at the end.
+    becomes_fast = recipe.kind is Kind.IVF and isinstance(index, faiss.IndexIVFPQFastScan)
+    if becomes_fast:
+        index = _without_fast_scan(index)
     trained_share = 0.0
     if not index.is_trained:
         trained_share = _TRAINING_SHARE
@@ -80,7 +84,9 @@ def _trained_and_filled(
         on_step(trained_share, "trained")
     if recipe.kind is Kind.FLAT:
         _reserve(index, vectors.n_rows)
-    lists = ListFiller(index, recipe.copies, gpu) if _finds_lists(index, recipe, gpu) else None
+    takes_lists = isinstance(index, faiss.IndexIVF) and not isinstance(index, faiss.IndexIVFFastScan)
+    is_helped = takes_lists and gpu is not None
+    lists = ListFiller(index, recipe.copies, gpu) if recipe.kind is Kind.IVF or is_helped else None
     for first, block in vectors.streamed():
         if lists is None:
             index.add(block)
@@ -88,32 +94,22 @@ def _trained_and_filled(
             lists.add(first, block)
         done = (first + len(block)) / vectors.n_rows
         on_step(trained_share + (1 - trained_share) * done, "adding")
-    return _for_fast_scan(index, recipe)
+    return _with_fast_scan(index) if becomes_fast else index
 
 
-def _takes_lists(index: Any, recipe: Recipe) -> Any:  # noqa: ANN401 - faiss is untyped
-    """Return an empty index of our own kind in a form that takes lists, which FastScan does not."""
-    faiss = load_faiss()
-    if recipe.kind is not Kind.IVF or not isinstance(index, faiss.IndexIVFPQFastScan):
-        return index
-    plain = faiss.IndexIVFPQ(index.quantizer, index.d, index.nlist, index.pq.M, index.pq.nbits, index.metric_type)
-    plain.by_residual = False  # one table for all lists
+def _without_fast_scan(index: Any) -> Any:  # noqa: ANN401 - faiss is untyped
+    """Return an empty index with the lists and codes of an empty FastScan one."""
+    plain = load_faiss().IndexIVFPQ(
+        index.quantizer, index.d, index.nlist, index.pq.M, index.pq.nbits, index.metric_type
+    )
+    plain.by_residual = index.by_residual
     plain.own_fields, index.own_fields = True, False
     return plain
 
 
-def _finds_lists(index: Any, recipe: Recipe, gpu: Gpu | None) -> bool:  # noqa: ANN401 - faiss is untyped
-    faiss = load_faiss()
-    helps = gpu is not None and isinstance(index, faiss.IndexIVF) and not isinstance(index, faiss.IndexIVFFastScan)
-    return recipe.kind is Kind.IVF or helps
-
-
-def _for_fast_scan(index: Any, recipe: Recipe) -> Any:  # noqa: ANN401 - faiss is untyped
-    """Return what `_takes_lists` made as the FastScan index that was asked for; for a moment there are both."""
-    faiss = load_faiss()
-    if recipe.kind is not Kind.IVF or not isinstance(index, faiss.IndexIVFPQ) or index.pq.nbits != _FAST_BITS:
-        return index
-    fast = faiss.IndexIVFPQFastScan(index)
+def _with_fast_scan(index: Any) -> Any:  # noqa: ANN401 - faiss is untyped
+    """Return an index that holds what another one does, in the layout of FastScan."""
+    fast = load_faiss().IndexIVFPQFastScan(index)
     fast.own_fields, index.own_fields = True, False
     return fast
 
