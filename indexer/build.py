@@ -23,7 +23,7 @@ from indexer.documents import Document, Place
 from indexer.encoder.contract import CANARY_TEXTS, Contract
 from indexer.errors import ContractError, CorpusError, EncoderError, IndexNotFoundError, UsageError
 from indexer.files import DATABASE, LOCK, directory_bytes, is_own_name, make_directory, storage_errors
-from indexer.ingest import COMMIT_SECONDS, COMMIT_TEXTS, Ingest, TextEncoder
+from indexer.ingest import COMMIT_SECONDS, COMMIT_TEXTS, Ingest, TextEncoder, heap_set_aside
 from indexer.lock import writer_lock
 from indexer.progress import BuildReport, OnProgress, Phase, Progress, Stopwatch, tell_nobody
 from indexer.snapshot import SnapshotReader
@@ -102,6 +102,7 @@ def run_build(
         closing(encoder),
         writer_lock(directory),
         closing(_open_store(directory, encoder, options, read, recorded)) as store,
+        heap_set_aside(),
     ):
         run = _Run(store, encoder, options, read, report, watch, tell)
         run.read_all(sources)

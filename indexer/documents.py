@@ -11,6 +11,9 @@ from typing import TypeAlias
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 Metadata: TypeAlias = Mapping[str, JsonValue]
 
+_STORED = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -37,12 +40,11 @@ class Document:
 
     def metadata_json(self) -> str:
         """Return the metadata as it is stored: compact JSON in the order of the source, no NaN."""
-        return json.dumps(self.metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return _STORED.encode(self.metadata)
 
     def content_hash(self) -> bytes:
         """Return 16 bytes that change when the text or the metadata (in any key order) changes."""
-        canonical = json.dumps(self.metadata, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-        return blake2b(f"{self.text}\0{canonical}".encode(), digest_size=16).digest()
+        return blake2b(f"{self.text}\0{_CANONICAL.encode(self.metadata)}".encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ class Group:
     began_s: float
 
     def take_ready(self) -> list[Pending]:
-        """Take out the documents that have all their vectors."""
+        """Take out the documents that have all their vectors, in the order of the source, so that it decides ties."""
         ready = [item for item in self.left.values() if item.n_missing == 0]
         for item in ready:
             del self.left[item.position]
