@@ -121,7 +121,7 @@ def run_build(
 
 
 def _index_fields(store: Store, names: Sequence[str]) -> list[str]:
-    unknown = store.index_fields(names) if names else []
+    unknown = store.index_fields(names)
     return [f"--index-field {name}: no scalar field of this name has a column; it was not indexed" for name in unknown]
 
 

@@ -14,6 +14,9 @@ from collections.abc import Mapping, Sequence
 from indexer.documents import JsonValue, Metadata
 
 MAX_COLUMNS = 64
+# Below, a scan takes a few milliseconds; above, an index would keep readers waiting while it is committed, and memory.
+INDEXED_DOCUMENTS = range(100_000, 4_000_000)
+_MAX_INDEXED, _N_SAMPLED, _MOST_MEETING, _LEAST_HAVING, _MAX_MEAN_CHARACTERS = 4, 2_000, 0.1, 0.1, 64
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED = {"document", "rowid", "oid", "_rowid_"}
 _INT64 = range(-(2**63), 2**63)
@@ -120,3 +123,35 @@ def create_indexes(connection: sqlite3.Connection, names: Sequence[str]) -> list
         if name in columns:
             connection.execute(f'CREATE INDEX IF NOT EXISTS "metadata_{name}" ON metadata ("{name}")')
     return [name for name in names if name not in columns]
+
+
+def selective_columns(connection: sqlite3.Connection) -> list[str]:
+    """Return columns without an index that it would pay to index: few documents share a value, as for a user or a date.
+
+    A sample tells: at least a tenth of the documents have a value, short strings or integers, and at most a tenth of
+    all pairs of documents are equal. Never more than four columns are indexed by themselves.
+    """
+    columns = table_columns(connection)
+    first, last = connection.execute("SELECT min(document), max(document) FROM metadata").fetchone()
+    if not columns or first is None or last - first + 1 not in INDEXED_DOCUMENTS:
+        return []
+    step = max((last - first + 1) // _N_SAMPLED, 1)
+    names = ", ".join(f'"{name}"' for name in columns)
+    rows = connection.execute(
+        f"SELECT {names} FROM metadata WHERE document IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(range(first, last + 1, step))),),
+    ).fetchall()
+    shares = {name: _share_equal(values) for name, *values in zip(columns, *rows, strict=True)}
+    chosen = sorted((share, name) for name, share in shares.items() if share is not None and share <= _MOST_MEETING)
+    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'index'")}
+    return [name for _, name in chosen[:_MAX_INDEXED] if f"metadata_{name}" not in there]
+
+
+def _share_equal(values: Sequence[object]) -> float | None:
+    """Return the share of pairs of documents with equal values, None for a column that no index should have."""
+    there = [value for value in values if value is not None]
+    is_short = sum(len(str(value)) for value in there) <= _MAX_MEAN_CHARACTERS * len(there)
+    if len(there) < _LEAST_HAVING * len(values) or not is_short or any(isinstance(value, float) for value in there):
+        return None
+    n_equal = sum(n * (n - 1) for n in Counter(there).values())
+    return n_equal / max(len(values) * (len(values) - 1), 1)

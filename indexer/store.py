@@ -23,7 +23,7 @@ from indexer.errors import IndexCorruptError, IndexerError, StorageError
 from indexer.files import DATABASE, discard, is_own_name, mend, open_regular, storage_errors, sync_directory
 from indexer.generations import GenerationRow
 from indexer.holdings import Holdings
-from indexer.metadata import MetadataTable, create_indexes
+from indexer.metadata import MetadataTable, create_indexes, selective_columns
 from indexer.schema import migrate
 from indexer.seal import seal
 from indexer.vectors import VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
@@ -237,9 +237,17 @@ class Store(Holdings):
         self.is_complete = complete
 
     def index_fields(self, names: Sequence[str]) -> list[str]:
-        """Give columns of the derived metadata an SQL index each; return the names that are no such column."""
+        """Give columns of the derived metadata an SQL index each, and those that pay for it by themselves.
+
+        Returns:
+            The names that are no such column.
+        """
+        with translated(self._path):
+            wanted = [*names, *selective_columns(self._sql)]
+        if not wanted:
+            return []
         with self.changing() as sql:
-            return create_indexes(sql, names)
+            return create_indexes(sql, wanted)
 
     def replace_generation(self, generation: GenerationRow) -> None:
         """Name a durable generation file and drop all others; their files are removed after the commit."""

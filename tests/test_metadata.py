@@ -14,6 +14,7 @@ from indexes import Oracle, build, records, searching, sql
 from indexer.delete import delete_documents
 from indexer.documents import Document, Place
 from indexer.errors import FilterError
+from indexer.filters import compile_filter, parse_filter
 from indexer.snapshot import SnapshotReader
 from indexer.verify import verify_index
 
@@ -218,4 +219,60 @@ def test_an_indexed_field_is_searched_by_its_index_and_answers_the_same(tmp_path
     with searching(tmp_path) as searcher:
         assert [hit.id for hit in searcher.search("x", where={"n": 55})] == ["d55"]
         assert [hit.id for hit in searcher.search("x", where={"n": 7, "tags": {"$contains": "t1"}})] == ["d7"]
+    assert verify_index(tmp_path, deep=True) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "expected", "scans"),
+    [
+        ({"n": 7}, {7}, False),
+        ({"n": {"$in": [7, 8]}}, {7, 8}, False),
+        ({"n": {"$gte": 57}}, {57, 58, 59}, False),
+        ({"n": {"$gte": 30}}, set(range(30, 60)), True),
+        ({"n": {"$ne": 7}}, set(range(60)) - {7}, True),
+        ({"$or": [{"n": 7}, {"n": {"$gt": 10}}]}, {7, *range(11, 60)}, True),
+        ({"n": {"$lt": 0}}, set(), False),
+    ],
+)
+def test_an_index_serves_filters_that_few_meet_and_a_scan_the_others(
+    where: dict[str, Any], expected: set[int], scans: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.snapshot._FEW", 8)
+    build(tmp_path, [{"id": str(i), "text": f"t {i}", "n": i} for i in range(60)], index_fields=("n",))
+    reader = SnapshotReader(tmp_path)
+    statements: list[str] = []
+    reader._sql.set_trace_callback(statements.append)
+    with reader.transaction():
+        found = reader.matching_slots(compile_filter(parse_filter(where), reader.snapshot().fields))
+    reader.close()
+    assert found.tolist() == sorted(expected)
+    assert any("NOT INDEXED" in statement for statement in statements) is scans
+
+
+def test_fields_with_values_of_few_documents_are_indexed_by_themselves_in_a_large_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def indexed() -> set[str]:
+        return {
+            name
+            for (name,) in sql(tmp_path, "SELECT name FROM sqlite_master WHERE name LIKE 'metadata\\_%' ESCAPE '\\'")
+        }
+
+    def seq() -> int:
+        return int(sql(tmp_path, "SELECT value FROM meta WHERE key = 'seq'")[0][0])
+
+    def record(i: int) -> dict[str, Any]:
+        few_share = {"user": f"u{i % 50}", "place": f"p{i}", "at": i, "late": i}
+        many_share = {"day": i % 5, "kind": "ab"[i % 2], "yes": True}
+        others = {"price": i / 7, "page": f"{i} " + "long " * 20, "tags": [i]} | ({"rare": i} if i < 9 else {})
+        return {"id": str(i), "text": f"t {i}"} | few_share | many_share | others
+
+    build(tmp_path, [record(i) for i in range(100)])
+    assert indexed() == set()
+    monkeypatch.setattr("indexer.metadata.INDEXED_DOCUMENTS", range(101, 1_000))
+    build(tmp_path, [record(i) for i in range(200)])
+    assert indexed() == {"metadata_at", "metadata_late", "metadata_place", "metadata_user"}
+    before = seq()
+    build(tmp_path, [record(i) for i in range(200)])
+    assert seq() == before + 2  # it was marked incomplete, then complete: nothing was left to index
     assert verify_index(tmp_path, deep=True) == []
