@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from indexer.config import VectorDtype
 from indexer.encoder.engine import choose_devices
 from indexer.errors import UsageError
-from indexer.vectors import VectorReader
+from indexer.vectors import BLOCK_ROWS, VectorReader
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +61,17 @@ class Card:
             return True
         need = n_new * vectors.layout.stride + _ROOM_BYTES
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else need
-        if free < need:
-            if self._refused != self._name:
-                logger.warning("%s has %d bytes free, the vectors need %d there", self.device, free, need)
-            self._refused = self._name
-            return False
-        self._copy(vectors)
-        return True
+        if free >= need:
+            try:
+                self._copy(vectors)
+            except torch.OutOfMemoryError:  # somebody else took it meanwhile
+                pass
+            else:
+                return True
+        if self._refused != self._name:
+            logger.warning("%s has %d bytes free, the vectors need %d there", self.device, free, need)
+        self._refused = self._name
+        return False
 
     def _copy(self, vectors: VectorReader) -> None:
         # A multiple of eight, because a byte of the bits that allow slots belongs to one chunk.
@@ -80,8 +84,8 @@ class Card:
             chunk = torch.empty((n, vectors.layout.dim), dtype=dtype, device=self.device)
             if held:
                 chunk[:held] = self._chunks[number]
-            for first in range(held, n, _NEW_ROWS):
-                rows = vectors.stored(first_slot + first, min(_NEW_ROWS, n - first))
+            for first in range(held, n, BLOCK_ROWS):
+                rows = vectors.stored(first_slot + first, min(BLOCK_ROWS, n - first))
                 chunk[first : first + len(rows)] = torch.from_numpy(rows.copy())
             # Only now: rows that cannot be read leave what is held as it was.
             self._chunks[number:] = [chunk]

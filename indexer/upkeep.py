@@ -174,6 +174,9 @@ def tune_generation(directory: Path, target_recall: float | None, on_progress: O
         if generation.kind.is_exact:
             msg = f"the generation of {directory} is {current.kind}, which is exact: there is nothing to tune"
             raise UsageError(msg)
+        if generation.n_slots < 2:
+            msg = f"the generation of {directory} holds one vector: there is nothing to tune; add documents first"
+            raise UsageError(msg)
         with _open_vectors(store) as vectors:
             step = _steps(on_progress)
             tuning = Trial(vectors, generation.n_slots, step).tune(generation.index, asked.target, step)
@@ -204,6 +207,11 @@ def _rebuild(store: Store, asked: AnnOptions, on_progress: OnProgress, device: s
             details |= _tuned(tuning)
             if not tuning.is_reached:
                 warnings.append(_missed(row, tuning.chosen, tuning.target))
+            if not generation.index.takes_filters:
+                warnings.append(
+                    f"FAISS cannot leave vectors out of a search of {recipe.factory}: with a filter, and once a "
+                    "document is deleted, exact search takes its place; choose another --kind if that matters"
+                )
     if asked.max_memory_bytes is not None and row.n_bytes > asked.max_memory_bytes:
         warnings.append(
             f"the {row.kind} index takes {row.n_bytes:,} bytes, more than --max-index-memory "

@@ -27,11 +27,12 @@ _EQUAL = 1e-9
 class Evaluation:
     """Means over `n_queries` judged queries, each in [0, 1].
 
-    The loss of nDCG@10 against a perfect ranking has three parts: `loss_filter` is what no ranking can find because
-    the filter leaves it out, `loss_encoder` what exact search misses of the rest, `loss_ann` what the index misses of
-    that (below 0 when it missed documents that are not relevant). `ann_recall_at_10` is the share of the exact ten
-    nearest that the index found, where equal scores stand for each other. `n_unjudged` queries had no relevant document
-    and were left out; `n_unknown` judged documents are not in the index.
+    `mrr` looks at a hundred hits. The loss of nDCG@10 against a perfect ranking has three parts: `loss_filter` is what
+    no ranking can find because the filter, or the index, leaves it out, `loss_encoder` what exact search misses of the
+    rest, `loss_ann` what the index misses of that (below 0 when it missed documents that are not relevant).
+    `ann_recall_at_10` is the share of the exact ten nearest that the index found, where equal scores stand for each
+    other. `n_unjudged` queries had no relevant document and were left out; `n_unknown` judged documents are not in the
+    index.
     """
 
     n_queries: int
@@ -103,7 +104,7 @@ def evaluate(
     gains = [relevant[str(query.id)] for query in asked]
     documents = {doc for gain in gains for doc in gain}
     known = searcher.known_ids(documents)
-    allowed = documents if where is None else searcher.known_ids(documents, where)
+    allowed = known if where is None else searcher.known_ids(documents, where)
     reached, best = _mean_ndcg(found, gains), _mean_ndcg(exact, gains)
     reachable = fmean(
         ndcg(sorted(allowed.intersection(gain), key=gain.__getitem__, reverse=True), gain, _CUT) for gain in gains
@@ -115,7 +116,7 @@ def evaluate(
         ndcg_at_10=reached,
         recall_at_10=fmean(recall(ids(hits), set(gain), _CUT) for hits, gain in zip(found, gains, strict=True)),
         recall_at_100=fmean(recall(ids(hits), set(gain), _DEPTH) for hits, gain in zip(deep, gains, strict=True)),
-        mrr=fmean(reciprocal_rank(ids(hits), set(gain)) for hits, gain in zip(found, gains, strict=True)),
+        mrr=fmean(reciprocal_rank(ids(hits), set(gain)) for hits, gain in zip(deep, gains, strict=True)),
         exact_ndcg_at_10=best,
         ann_recall_at_10=fmean(_ann_recall(hits, truth) for hits, truth in zip(found, exact, strict=True)),
         loss_filter=1.0 - reachable,

@@ -96,6 +96,12 @@ class View:
         """Return the GPU with the vectors, None when there is none or they do not fit."""
         return self.card if self.card is not None and self.card.hold(self.vectors) else None
 
+    def take_generation(self, before: View) -> None:
+        """Go on with the generation that an older view has opened, if this snapshot names the same file."""
+        row = self.snapshot.generation
+        if row is not None and before._generation is not None:
+            self._generation = before._generation.as_of(row)
+
     def generation(self) -> Generation | None:
         """Return the generation, None when there is none that can be used; exact search then takes its place.
 
@@ -149,6 +155,16 @@ def nearest(view: View, queries: NDArray[np.float32], k: int, allowed: Allowed, 
         k: how many, at least 1; fewer come back only when fewer are allowed.
         allowed: which slots may be returned.
         exact: compare with every allowed slot, whatever it costs.
+
+    Returns:
+        The hits of each query; a tie goes to the lower slot.
+
+    Raises:
+        FileNotFoundError: the generation is gone; take a newer snapshot.
+        MissingExtraError: no FAISS wheel is installed.
+        StorageError: the disk cannot be read.
+        IndexCorruptError: the vector file has become shorter.
+        UsageError: the memory of the GPU does not suffice.
     """
     is_few = allowed.n <= _most_one_by_one(view)
     holder = None if is_few else view.held_by_card() or (None if exact else view.generation())
@@ -163,7 +179,7 @@ def nearest(view: View, queries: NDArray[np.float32], k: int, allowed: Allowed, 
     else:
         found, is_exact = search.all_ties(holder), True
         plan = f"exact: compared with {holder.n_slots:,} passages on {holder.device}"
-    if found is None:  # the index cannot give k hits though there are k
+    if found is None:  # the index cannot give k hits though there are k, or takes no filter
         return _one_by_one(view, queries, k, allowed)
     if allowed.n != view.snapshot.n_rows:
         plan += f", {allowed.n:,} of {view.snapshot.n_rows:,} allowed"
@@ -196,7 +212,7 @@ _Found = list[tuple[NDArray[np.float64], NDArray[np.int64]]]
 
 @dataclass(slots=True)
 class _Search:
-    """One search through a generation; `how` says what it took."""
+    """One search through a generation or a GPU; `how` says what it took."""
 
     view: View
     queries: NDArray[np.float32]
@@ -223,13 +239,16 @@ class _Search:
         """Search as hard as was tuned, harder for more hits and for a filter, and wider until there are k hits.
 
         Returns:
-            The hits; None when the index has looked everywhere and still has fewer than k.
+            The hits; None when the index takes no filter, or has looked everywhere and still has fewer than k.
         """
         index, effort = generation.index, generation.effort
+        if self.allowed.bits is not None and not index.takes_filters:
+            return None
         share = self.allowed.n / self.view.snapshot.n_rows
         more = max(1.0, self.k / _TUNED_K)
-        depth = min(math.ceil(effort.depth * more), generation.n_slots)
-        rarity = 1 / (math.cbrt(share) if generation.kind is Kind.IVF else math.sqrt(share))
+        depth = max(math.ceil(effort.depth * more), self.k * index.copies)
+        depth = min(depth, index.n_slots * index.copies)
+        rarity = 1 / (math.cbrt(share) if index.is_ivf else math.sqrt(share))
         times = math.sqrt(more) * rarity
         while True:
             probes = index.probes(effort, times)

@@ -134,6 +134,7 @@ class Searcher:
             if old.snapshot.seq == self._reader.seq():
                 return False
             self._view = self._open_view()
+            self._view.take_generation(old)
             old.close()
             return True
 
@@ -203,6 +204,7 @@ class Searcher:
             UsageError: the index does not have the id.
         """
         with self._lock:
+            self._current()
             with self._reader.transaction():  # slots and vectors of one commit
                 self.refresh()
                 slots = self._reader.document_slots(id_)
@@ -221,9 +223,10 @@ class Searcher:
     def known_ids(self, ids: Iterable[str], where: Where | None = None) -> set[str]:
         """Return those ids that the index has, with a filter those whose document meets it."""
         with self._lock:
+            view = self._current()
             if where is None:
                 return self._reader.known_ids(sorted(ids))
-            condition = compile_filter(parse_filter(where), self._current().snapshot.fields)
+            condition = compile_filter(parse_filter(where), view.snapshot.fields)
             return self._reader.known_ids(sorted(ids), condition)
 
     def _query_encoder(self) -> QueryEncoder:

@@ -46,7 +46,7 @@ class FakeFaissGpu:
 class Failing(faiss.IndexFlatIP):
     """An index in a memory that is full."""
 
-    def search(self, rows: np.ndarray, k: int = 1) -> None:
+    def search(self, rows: np.ndarray, k: int = 1, params: Any = None) -> None:
         raise RuntimeError("Error in void x() at y.cu:1: out of memory")
 
     train = search

@@ -17,6 +17,7 @@ import indexer.upkeep
 from indexer import Index
 from indexer.ann.engine import Effort
 from indexer.ann.generation import Generation
+from indexer.ann.gpu import Gpu
 from indexer.ann.kinds import FLAT_NUMBERS, AnnOptions, Kind, choose_recipe, parse_bytes
 from indexer.ann.tuning import Trial
 from indexer.card import Card
@@ -26,7 +27,7 @@ from indexer.documents import Document, Place, text_key
 from indexer.errors import IndexCorruptError, UsageError
 from indexer.generations import GenerationRow
 from indexer.info import generation_text
-from indexer.progress import Progress
+from indexer.progress import Progress, tell_nobody
 from indexer.snapshot import Snapshot, SnapshotReader
 from indexer.store import Store
 from indexer.upkeep import TAIL_SLOTS, bring_generation_up_to_date, check_recipe, rebuild_generation, tune_generation
@@ -36,10 +37,6 @@ from search.nearest import EXACT_SLOTS, EXACT_SLOTS_BESIDE_IVF, View, nearest
 
 N, DIM = 6_000, 64
 KINDS = ["ivf", "hnsw", "IVF32,SQ8", "PCA48,IVF16,SQ8"]
-
-
-def tell_nobody(_: Progress) -> None:
-    """Take the place of a callback."""
 
 
 def clustered(n: int, dim: int, seed: int) -> np.ndarray:
@@ -125,6 +122,7 @@ def test_k_hits_come_back_at_every_selectivity(index: Path, vectors: np.ndarray,
     view = View.open(index, snapshot_of(index))
     queries = clustered(100, DIM, 4)
     found = nearest_through_generation(view, queries, 10, allowed)
+    assert "index over" in found.plan or allowed.n <= 5
     n = min(10, int(keep.sum()))
     assert all(len(slots) == n for slots in found.slots)
     assert all(keep[slots].all() for slots in found.slots)
@@ -138,8 +136,57 @@ def test_matches_that_lie_where_no_query_looks_are_found_all_the_same(index: Pat
     keep[np.argsort(vectors @ query[0])[:12]] = True  # the twelve farthest
     view = View.open(index, snapshot_of(index))
     found = nearest_through_generation(view, query, 10, Allowed.only(np.flatnonzero(keep), N))
-    assert set(found.slots[0].tolist()) <= set(np.flatnonzero(keep).tolist())
-    assert len(found.slots[0]) == 10
+    assert "index over" in found.plan
+    assert [set(found.slots[0].tolist())] == exact(vectors, query, 10, keep)
+
+
+def test_a_type_that_takes_no_filter_is_told_and_exact_search_takes_its_place(index: Path, vectors: np.ndarray) -> None:
+    _, warnings = rebuild_generation(index, AnnOptions(kind="PQ32", target_recall=0.5), tell_nobody)
+    assert [warning for warning in warnings if "cannot leave vectors out of a search of PQ32" in warning] == warnings
+    assert len(warnings) == 1
+    view = View.open(index, snapshot_of(index))
+    queries = clustered(3, DIM, 5)
+    assert nearest_through_generation(view, queries, 10, view.live()).plan.startswith("factory index over")
+    keep = np.arange(N) % 2 == 0
+    found = nearest_through_generation(view, queries, 10, Allowed.only(np.flatnonzero(keep), N))
+    assert found.exact
+    assert [set(slots.tolist()) for slots in found.slots] == exact(vectors, queries, 10, keep)
+
+
+def test_one_query_leaves_faiss_the_threads_that_it_had(index: Path) -> None:
+    row, _ = rebuild_generation(index, AnnOptions(kind="IVF32,SQ8"), tell_nobody)
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(3)
+    try:
+        generation = Generation(index, row, DIM)
+        generation.index.search(clustered(1, DIM, 5), 10)
+        assert faiss.omp_get_max_threads() == 3
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_batch_is_searched_in_parts(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row, _ = rebuild_generation(index, AnnOptions(kind="ivf"), tell_nobody)
+    generation = Generation(index, row, DIM)
+    queries = clustered(11, DIM, 5)
+    scores, slots = generation.index.search(queries, 10, effort=generation.effort)
+    monkeypatch.setattr("indexer.ann.engine._QUERIES_AT_ONCE", 4)
+    in_parts = generation.index.search(queries, 10, effort=generation.effort)
+    np.testing.assert_array_equal(in_parts[1], slots)
+    np.testing.assert_allclose(in_parts[0], scores, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("fast")
+def test_two_copies_of_a_slot_leave_room_for_k_hits(index: Path) -> None:
+    row, _ = rebuild_generation(index, AnnOptions(kind="ivf", target_recall=0.05), tell_nobody)
+    assert row.details["copies"] == 2
+    view = View.open(index, snapshot_of(index))
+    assert Generation(index, row, DIM).effort.depth >= 20
+    for k in (10, 40, 300):
+        found = nearest_through_generation(view, clustered(20, DIM, 5), k, view.live())
+        assert "ivf index over" in found.plan
+        assert {len(slots) for slots in found.slots} == {k}
 
 
 def test_as_many_hits_as_there_are_vectors_can_be_asked_for(index: Path) -> None:
@@ -170,10 +217,20 @@ def test_the_trial_counts_hits_as_brute_force_does(index: Path, vectors: np.ndar
         assert with_all.recall == pytest.approx(1.0, abs=2e-3)
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "PQ32"])
+def test_the_recall_that_is_recorded_is_that_of_the_effort_that_searches_use(index: Path, kind: str) -> None:
+    row, _ = rebuild_generation(index, AnnOptions(kind=kind, target_recall=0.95), tell_nobody)
+    generation = Generation(index, row, DIM)
+    with VectorReader(index, row.vector_file, snapshot_of(index).layout, N) as reader:
+        point = Trial(reader, N).measure(generation.index, generation.effort)
+    search = row.details["search"]
+    assert isinstance(search, dict)
+    assert point.recall == pytest.approx(float(str(search["recall@10"])), abs=2e-3)
+
+
 def test_a_target_that_cannot_be_reached_is_said(index: Path) -> None:
     row, warnings = rebuild_generation(index, AnnOptions(kind="PQ2x4", target_recall=0.999), tell_nobody)
     assert row.kind == Kind.FACTORY
-    assert len(warnings) == 1
     assert "recall@10" in warnings[0]
     tuning = tune_generation(index, None, tell_nobody)
     assert not tuning.is_reached
@@ -465,6 +522,8 @@ def test_a_single_vector_needs_no_tuning(tmp_path: Path) -> None:
         append(store, clustered(1, DIM, 1))
     report = Index(tmp_path).rebuild(kind="ivf")
     assert (report.kind, report.slots, report.recall, report.warnings) == ("ivf", 1, None, ())
+    with pytest.raises(UsageError, match="one vector"):
+        tune_generation(tmp_path, None, tell_nobody)
 
 
 def test_the_size_that_is_foretold_is_about_that_of_the_file(index: Path) -> None:
@@ -629,3 +688,21 @@ def test_a_gpu_searches_its_copy_where_it_can(index: Path, kind: str, monkeypatc
     for one, other in zip(found, expected, strict=True):
         assert one.plan == other.plan
         np.testing.assert_array_equal(one.slots, other.slots)
+
+
+def test_a_copy_on_a_gpu_that_fails_leaves_the_search_to_the_cpu(
+    index: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    row, _ = rebuild_generation(index, AnnOptions(kind="IVF32,SQ8"), tell_nobody)
+    fake = let_faiss_have_a_gpu(monkeypatch)
+    generation = Generation(index, row, DIM)
+    queries = clustered(20, DIM, 2)
+    expected = generation.index.search(queries, 10, effort=generation.effort)
+    gpu = Gpu.find("cuda:0")
+    assert gpu is not None
+    fake.fails = True
+    assert generation.index.copy_to(gpu)
+    for _ in range(2):
+        found = generation.index.search(queries, 10, effort=generation.effort)
+        np.testing.assert_array_equal(found[1], expected[1])
+    assert caplog.text.count("the CPU searches from here on, because the GPU failed: out of memory") == 1

@@ -98,6 +98,7 @@ def test_rows_that_cannot_be_read_leave_what_is_held_as_it_was(
     tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("indexer.card._NEW_ROWS", 30)
+    monkeypatch.setattr("indexer.card.BLOCK_ROWS", 30)
     file = File(tmp_path)
     card.hold(file.grow(units(150, 0)))
     vectors, query = file.grow(units(500, 1)), units(1, 9)
@@ -139,6 +140,22 @@ def test_rows_that_do_not_fit_are_refused_and_said_once(
         assert not card.hold(vectors)
     assert len(caplog.records) == 1
     assert "100 bytes free" in caplog.text
+
+
+def test_memory_that_is_gone_while_rows_are_copied_is_a_refusal(
+    tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    vectors = File(tmp_path).grow(units(50, 0))
+    with monkeypatch.context() as patched:
+        patched.setattr("indexer.card.torch.empty", fail)
+        assert not card.hold(vectors)
+        assert not card.hold(vectors)
+    assert len(caplog.records) == 1
+    assert card.hold(vectors)
+    assert card.n_slots == 50
 
 
 def test_too_little_memory_for_a_search_is_one_line(

@@ -80,6 +80,7 @@ def test_the_figures_are_means_over_the_judged_queries(index: Path, way: str, mo
     assert figures.mrr == pytest.approx((1.0 + 1 / first) / 2)
     assert figures.exact_ndcg_at_10 == figures.ndcg_at_10
     assert figures.ann_recall_at_10 == 1.0
+    assert figures.loss_filter == pytest.approx((1.0 - ndcg(["d2", "d1"], relevant, 10)) / 2)  # "gone" is not there
     assert figures.to_json()["ndcg@10"] == figures.ndcg_at_10
     assert {"recall@10", "recall@100", "mrr"} <= figures.to_json().keys()
 

@@ -176,7 +176,13 @@ def test_what_cannot_be_asked_is_refused_and_the_searcher_goes_on(world: tuple[P
 def test_a_closed_searcher_says_so(world: tuple[Path, Oracle]) -> None:
     with searching(world[0]) as searcher:
         searcher.search("x")
-    for use in (lambda: searcher.search("x"), lambda: searcher.is_complete, lambda: len(searcher)):
+    for use in (
+        lambda: searcher.search("x"),
+        lambda: searcher.more_like("d1"),
+        lambda: searcher.known_ids(["d1"]),
+        lambda: searcher.is_complete,
+        lambda: len(searcher),
+    ):
         with pytest.raises(UsageError, match="closed"):
             use()
     searcher.close()
@@ -332,6 +338,34 @@ def test_a_generation_that_a_writer_replaces_under_a_searcher_is_looked_up_again
         assert not old.exists()
         oracle.check(hits, fake_vector("text number 7"), 100)
         assert "index over" in hits.plan
+
+
+def test_a_commit_that_keeps_the_generation_does_not_make_a_searcher_open_it_again(
+    small: tuple[Path, Oracle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, oracle = small
+    choose("generation", monkeypatch)
+    opened = []
+    real = search.nearest.Generation.__init__
+
+    def counted(self: object, *arguments: object, **options: object) -> None:
+        opened.append(True)
+        real(self, *arguments, **options)  # type: ignore[arg-type]
+
+    with searching(out) as searcher:
+        monkeypatch.setattr(search.nearest.Generation, "__init__", counted)
+        oracle.check_searcher(searcher, ["text number 7"], 10)
+        assert len(opened) == 1
+        commit_all(out, oracle)
+        opened.clear()  # the writer looks at it, too
+        oracle.check_searcher(searcher, ["text number 7"], 10)
+        assert opened == []
+        monkeypatch.setattr(indexer.upkeep, "TAIL_SLOTS", 0)
+        build(out, [more := {"id": "more", "text": "and more", "n": 1}])
+        oracle.put([more])
+        opened.clear()
+        oracle.check_searcher(searcher, ["text number 7"], 10)
+        assert opened == [True]
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "directory"])

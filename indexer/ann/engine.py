@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
@@ -19,9 +22,13 @@ from indexer.exact import ROUNDING
 if TYPE_CHECKING:
     from indexer.ann.gpu import Gpu
 
+logger = logging.getLogger(__name__)
+
 _GPU_MOST = 2_048  # hits, and probes, that a search on a GPU can have
 # How FastScan goes through the lists: list by list takes a seventh less for one query, and twice as long for many.
 _LIST_BY_LIST = 11
+_LONGEST_BEAM = 2_048
+_QUERIES_AT_ONCE = 1_024
 
 
 def require_faiss() -> None:
@@ -91,23 +98,22 @@ class AnnIndex:
         """Search an index that holds each slot so many times."""
         self._faiss = load_faiss()
         self._index = index
-        self._threads = self._faiss.omp_get_max_threads()
         self.copies = copies
         self.n_slots: int = index.ntotal // copies
         inner = self._faiss.downcast_index(index)
         self._is_transformed = isinstance(inner, self._faiss.IndexPreTransform)
         while isinstance(inner, self._faiss.IndexPreTransform):
             inner = self._faiss.downcast_index(inner.index)
-        self._is_ivf = isinstance(inner, self._faiss.IndexIVF)
-        self._is_hnsw = isinstance(inner, self._faiss.IndexHNSW)
+        self.is_ivf = isinstance(inner, self._faiss.IndexIVF)
+        self.is_graph = isinstance(inner, self._faiss.IndexHNSW)
         self._fast = inner if isinstance(inner, self._faiss.IndexIVFFastScan) else None
-        self.max_probes: int = inner.nlist if self._is_ivf else 2048 if self._is_hnsw else 0
+        self.max_probes: int = inner.nlist if self.is_ivf else _LONGEST_BEAM if self.is_graph else 0
         self._copy: Any = None
 
     @cached_property
     def _centres(self) -> NDArray[np.float32] | None:
         """The centres of the lists, (lists, d) float32; None for other types."""
-        if not self._is_ivf or self._is_transformed:
+        if not self.is_ivf or self._is_transformed:
             return None
         quantizer = self._faiss.downcast_index(self._faiss.downcast_index(self._index).quantizer)
         if not isinstance(quantizer, self._faiss.IndexFlat):
@@ -119,8 +125,20 @@ class AnnIndex:
 
     def copy_to(self, gpu: Gpu) -> bool:
         """Let a GPU answer the searches that it can, those of an IVF index without a filter; return whether it will."""
-        self._copy = gpu.copy(self._index) if self._is_ivf else None
+        self._copy = gpu.copy(self._index) if self.is_ivf else None
         return self._copy is not None
+
+    @cached_property
+    def takes_filters(self) -> bool:
+        """Whether `search` takes the slots that are allowed; FAISS has types that cannot."""
+        if self.is_ivf or self.is_graph:
+            return True
+        every = np.full(-(-self.n_slots // 8), 255, np.uint8)
+        try:
+            self.search(np.zeros((1, self._index.d), np.float32), 1, allowed=every)
+        except RuntimeError:
+            return False
+        return True
 
     def probes(self, effort: Effort, times: float = 1.0) -> int:
         """Return how many probes an effort, so many times as hard, comes to."""
@@ -159,16 +177,42 @@ class AnnIndex:
         Returns:
             scores, (q, k) float32, descending; slots, (q, k) int64, -1 = none.
         """
-        # The number of threads belongs to the calling thread; starting a second one costs more than one query gains.
-        self._faiss.omp_set_num_threads(1 if len(queries) == 1 else self._threads)
+        if len(queries) > _QUERIES_AT_ONCE:
+            parts = np.split(queries, range(_QUERIES_AT_ONCE, len(queries), _QUERIES_AT_ONCE))
+            found = [self.search(part, k, effort=effort, times=times, allowed=allowed) for part in parts]
+            return np.concatenate([scores for scores, _ in found]), np.concatenate([slots for _, slots in found])
+        with self._one_thread_for_one(len(queries)):
+            return self._search(np.ascontiguousarray(queries), k, effort, times, allowed)
+
+    @contextmanager
+    def _one_thread_for_one(self, n_queries: int) -> Iterator[None]:
+        """Starting a second thread costs more than one query gains; the number belongs to the thread that calls."""
+        before = self._faiss.omp_get_max_threads()
+        if n_queries == 1:
+            self._faiss.omp_set_num_threads(1)
+        try:
+            yield
+        finally:
+            self._faiss.omp_set_num_threads(before)
+
+    def _search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        effort: Effort | None,
+        times: float,
+        allowed: NDArray[np.uint8] | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         if self._fast is not None:  # another thread may change it meanwhile: both ways find the same
             self._fast.implem = _LIST_BY_LIST if len(queries) == 1 else 0
         selector = None if allowed is None else self._faiss.IDSelectorBitmap(allowed)
         k = min(k, self.n_slots * self.copies)
         probes = self.max_probes if effort is None else self.probes(effort, times)
-        queries = np.ascontiguousarray(queries)
+        answer = None
         if self._copy is not None and selector is None and max(k, probes) <= _GPU_MOST:
-            scores, slots = self._copy.search(queries, k, params=self._parameters(probes, k, selector))
+            answer = self._ask_copy(queries, k, probes)
+        if answer is not None:
+            scores, slots = answer
         elif effort is None or effort.reach is None or self._centres is None or probes >= self.max_probes:
             scores, slots = self._index.search(queries, k, params=self._parameters(probes, k, selector))
         else:
@@ -176,6 +220,18 @@ class AnnIndex:
             scores, slots = self._search_lists(queries, k, lists, list_scores, selector)
         if self.copies > 1:
             slots[_is_repeated(slots)] = -1
+        return scores, slots
+
+    def _ask_copy(
+        self, queries: NDArray[np.float32], k: int, probes: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
+        """Search the copy on the GPU; None, and no copy from then on, when the GPU fails."""
+        try:
+            scores, slots = self._copy.search(queries, k, params=self._parameters(probes, k, None))
+        except RuntimeError as error:
+            logger.warning("the CPU searches from here on, because the GPU failed: %s", said(error))
+            self._copy = None
+            return None
         return scores, slots
 
     @staticmethod
@@ -224,9 +280,9 @@ class AnnIndex:
 
     def _parameters(self, probes: int, k: int, selector: Any) -> Any:  # noqa: ANN401 - faiss is untyped
         chosen = {} if selector is None else {"sel": selector}
-        if self._is_ivf:
+        if self.is_ivf:
             inner = self._faiss.SearchParametersIVF(nprobe=probes, **chosen)
-        elif self._is_hnsw:
+        elif self.is_graph:
             inner = self._faiss.SearchParametersHNSW(efSearch=max(probes, k), **chosen)
         elif selector is None:
             return None

@@ -5,8 +5,10 @@ A generation is derived. It counts only while a row of the database names it; it
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from indexer.generations import GenerationRow
 from indexer.vectors import VectorReader
 
 HASHED_AT_OPEN_BYTES = 100_000_000
+_reading = threading.Lock()  # FAISS's limits for what it reads belong to the process
 
 
 def build_generation(
@@ -87,7 +90,6 @@ def _write(index: Any, path: Path) -> tuple[int, str]:  # noqa: ANN401 - faiss i
     try:
         writer = faiss.PyCallbackIOWriter(write)
         faiss.write_index(index, writer)
-        del writer  # flushes what it buffers
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -129,26 +131,44 @@ class Generation:
         except ValueError as error:
             msg = f"{path} is of the kind {row.kind!r}, which this version does not know; exact search still works"
             raise IndexCorruptError(msg) from error
-        faiss = load_faiss()
-        # A crafted file may announce more than it holds; nothing in a file is larger than the file.
-        faiss.set_deserialization_vector_byte_limit(row.n_bytes)
-        faiss.set_deserialization_loop_limit(row.n_bytes)
-        # The table of distances between centroids, for L2 alone, would count against the limit.
-        flags = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
         try:
-            index = faiss.read_index(str(path), flags)
+            index = _read(path, row.n_bytes)
         except (MemoryError, RuntimeError) as error:
             if not path.exists():  # a writer replaced it since it was hashed
                 raise FileNotFoundError(path) from error
             msg = f"{path} is damaged: FAISS cannot read it; the next build or add makes it anew"
             raise IndexCorruptError(msg) from error
-        copies = 2 if row.details.get("copies") == 2 else 1
+        copies = _copies(row)
         if (index.d, index.ntotal) != (dim, row.n_slots * copies):
             msg = f"{path} holds {index.ntotal} vectors of {index.d} dimensions, not {row.n_slots * copies} of {dim}"
             raise IndexCorruptError(msg)
         self.index = AnnIndex(index, copies)
         self.n_slots = row.n_slots
         self.effort = _effort(row, self.index)
+        self._file = (row.name, row.sha256, copies)
+
+    def as_of(self, row: GenerationRow) -> Generation | None:
+        """Return the same file, opened, with what another commit says of it; None when that names another file."""
+        if (row.name, row.sha256, _copies(row)) != self._file:
+            return None
+        same = copy.copy(self)
+        same.effort = _effort(row, self.index)
+        return same
+
+
+def _read(path: Path, n_bytes: int) -> Any:  # noqa: ANN401 - faiss is untyped
+    faiss = load_faiss()
+    # The table of distances between centroids, for L2 alone, would count against the limit.
+    flags = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
+    with _reading:
+        # A crafted file may announce more than it holds; nothing in a file is larger than the file.
+        faiss.set_deserialization_vector_byte_limit(n_bytes)
+        faiss.set_deserialization_loop_limit(n_bytes)
+        return faiss.read_index(str(path), flags)
+
+
+def _copies(row: GenerationRow) -> int:
+    return 2 if row.details.get("copies") == 2 else 1
 
 
 def _effort(row: GenerationRow, index: AnnIndex) -> Effort:

@@ -111,6 +111,7 @@ def _with_fast_scan(index: Any) -> Any:  # noqa: ANN401 - faiss is untyped
     """Return an index that holds what another one does, in the layout of FastScan."""
     fast = load_faiss().IndexIVFPQFastScan(index)
     fast.own_fields, index.own_fields = True, False
+    index.reset()  # FAISS keeps it for as long as the other one
     return fast
 
 

@@ -40,7 +40,7 @@ class Point:
     @property
     def sure_recall(self) -> float:
         """The recall that is reached with 99 % confidence."""
-        return self.recall - _CONFIDENCE * self.error
+        return _sure(self.recall, self.error)
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return the point as it is kept with the generation."""
@@ -80,7 +80,11 @@ class Tuning:
 
 
 class Trial:
-    """Queries from the corpus with their exact nearest, to try an index with."""
+    """Queries from the corpus with their exact nearest, to try an index with.
+
+    `own` (q,) int64 are the slots of the queries, ascending, `queries` (q, d) float32 their vectors, and `k`, at most
+    ten, how many nearest are looked for.
+    """
 
     def __init__(self, vectors: VectorReader, n_slots: int, on_step: Callable[[], None] | None = None) -> None:
         """Draw the queries among slots below `n_slots` and find their nearest there."""
@@ -128,11 +132,8 @@ class Trial:
         return self._point(index, effort, self.recalls(index, effort))
 
     def _point(self, index: AnnIndex, effort: Effort, recalls: NDArray[np.float64]) -> Point:
-        of_query = _at_depth(recalls, effort.depth)
-        error = float(of_query.std()) / math.sqrt(len(of_query))
-        return Point(
-            effort=effort, recall=float(of_query.mean()), error=error, latency_ms=self.latency_ms(index, effort)
-        )
+        recall, error = _mean(_at_depth(recalls, effort.depth))
+        return Point(effort=effort, recall=recall, error=error, latency_ms=self.latency_ms(index, effort))
 
     def tune(self, index: AnnIndex, target: float, on_step: Callable[[], None] | None = None) -> Tuning:
         """Return the fastest effort that reaches a recall, the best one when none does.
@@ -145,7 +146,12 @@ class Trial:
         points: list[Point] = []
         steps_left = _STEPS_MORE
         for probes in _ladder(index.max_probes):
-            effort = Effort(probes=probes, depth=_DEPTHS[-1], reach=index.reach(self.queries, probes))
+            depth = _DEPTHS[-1]
+            if index.is_graph:  # a beam is as long as what is asked of it; the query's own slot takes a place
+                depth = min(probes - 1, depth)
+                if depth < K:
+                    continue
+            effort = Effort(probes=probes, depth=depth, reach=index.reach(self.queries, probes))
             point = self._cheapest(index, effort, self.recalls(index, effort), target)
             points.append(point)
             if on_step is not None:
@@ -165,16 +171,25 @@ class Trial:
     def _cheapest(self, index: AnnIndex, effort: Effort, recalls: NDArray[np.float64], target: float) -> Point:
         """Return the point of the smallest depth that meets the target, else of the smallest that gives as much."""
         best = float(recalls[:, -1].mean())
-        for depth in _DEPTHS:
-            of_query = _at_depth(recalls, depth)
-            sure = float(of_query.mean()) - _CONFIDENCE * float(of_query.std()) / math.sqrt(len(of_query))
-            if sure >= target or float(of_query.mean()) >= best - 1e-3:
+        for step in _DEPTHS:
+            depth = min(max(step, K * index.copies), effort.depth)
+            recall, error = _mean(_at_depth(recalls, depth))
+            if _sure(recall, error) >= target or recall >= best - 1e-3:
                 break
         return self._point(index, replace(effort, depth=depth), recalls)
 
     @staticmethod
     def _meets(point: Point, target: float) -> bool:
         return point.sure_recall >= target or point.recall >= 1.0
+
+
+def _mean(of_query: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the mean and its standard error."""
+    return float(of_query.mean()), float(of_query.std()) / math.sqrt(len(of_query))
+
+
+def _sure(recall: float, error: float) -> float:
+    return recall - _CONFIDENCE * error
 
 
 def _at_depth(recalls: NDArray[np.float64], depth: int) -> NDArray[np.float64]:
