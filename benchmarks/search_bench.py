@@ -8,8 +8,8 @@
 Queries are vectors held out of the corpus. Each index lives in a process of its own and is asked in turns, so that what
 else the machine does falls on all of them. A peer gets the cheapest effort whose recall@10 reaches the target; ours
 gets what it was tuned to when it was built, which saw none of these queries. All but LanceDB and Chroma, which choose
-for themselves, search with one thread, batches too. A hit is a slot whose cosine reaches that of the tenth nearest. Prints
-one JSON object an index, and a table; `--plot` draws search_size.svg and search_filter.svg.
+for themselves, search with one thread, batches too. A hit is a slot whose cosine reaches that of the tenth nearest.
+Prints one JSON object an index, and a table; `--plot` draws search_size.svg and search_filter.svg.
 """
 
 from __future__ import annotations
