@@ -16,7 +16,10 @@ from indexer.documents import JsonValue, Metadata
 MAX_COLUMNS = 64
 # Below, a scan takes a few milliseconds; above, an index would keep readers waiting while it is committed, and memory.
 INDEXED_DOCUMENTS = range(100_000, 4_000_000)
-_MAX_INDEXED, _N_SAMPLED, _MOST_MEETING, _LEAST_HAVING, _MAX_MEAN_CHARACTERS = 4, 2_000, 0.1, 0.1, 64
+_MAX_INDEXED = 4
+_N_SAMPLED = 2_000
+_MOST_MEETING = _LEAST_HAVING = 0.1  # shares of the documents
+_MAX_MEAN_CHARACTERS = 64
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED = {"document", "rowid", "oid", "_rowid_"}
 _INT64 = range(-(2**63), 2**63)
@@ -150,8 +153,13 @@ def selective_columns(connection: sqlite3.Connection) -> list[str]:
 def _share_equal(values: Sequence[object]) -> float | None:
     """Return the share of pairs of documents with equal values, None for a column that no index should have."""
     there = [value for value in values if value is not None]
-    is_short = sum(len(str(value)) for value in there) <= _MAX_MEAN_CHARACTERS * len(there)
-    if len(there) < _LEAST_HAVING * len(values) or not is_short or any(isinstance(value, float) for value in there):
+    n_characters = sum(len(str(value)) for value in there)
+    if (
+        not there
+        or len(there) < _LEAST_HAVING * len(values)
+        or n_characters > _MAX_MEAN_CHARACTERS * len(there)
+        or any(isinstance(value, float) for value in there)
+    ):
         return None
     n_equal = sum(n * (n - 1) for n in Counter(there).values())
     return n_equal / max(len(values) * (len(values) - 1), 1)

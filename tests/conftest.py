@@ -9,8 +9,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import importlib.util
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from models import build_model
 from places import DATA, MINILM
@@ -51,3 +53,30 @@ def cranfield_texts() -> list[str]:
     with path.open(encoding="utf-8") as lines:
         records = [json.loads(next(lines)) for _ in range(60)]
     return [f"{record['title']} {record['text']}" for record in records]
+
+
+@pytest.fixture(scope="session")
+def vectors_6000() -> np.ndarray:
+    """Vectors in loose clusters, (N, DIM) float32 of norm 1: enough for FAISS to train on."""
+    from anns import DIM, N, clustered
+
+    return clustered(N, DIM, 1)
+
+
+@pytest.fixture
+def ann_index(tmp_path: Path, vectors_6000: np.ndarray) -> Path:
+    """Directory of an index that holds `vectors_6000` in float16 and has no generation yet."""
+    from anns import DIM, append
+
+    from indexer.config import VectorDtype
+    from indexer.store import Store
+
+    with closing(Store.create(tmp_path, dim=DIM, vector_dtype=VectorDtype.F16, settings={}, canaries=[])) as store:
+        append(store, vectors_6000)
+    return tmp_path
+
+
+@pytest.fixture
+def fast_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let so few vectors have the codes that `auto` takes for more."""
+    monkeypatch.setattr("indexer.ann.kinds._PQ_ROWS", 1_000)

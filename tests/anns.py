@@ -1,0 +1,66 @@
+"""What the tests of approximate generations share: vectors in clusters, an index of them, and brute force."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from indexer.changes import Changes, NewDocument, PassageRow
+from indexer.documents import Document, Place, text_key
+from indexer.snapshot import Snapshot, SnapshotReader
+from indexer.store import Store
+from search.allowed import Allowed
+from search.nearest import Nearest, View, nearest
+
+N, DIM = 6_000, 64
+KINDS = ["ivf", "hnsw", "IVF32,SQ8", "PCA48,IVF16,SQ8"]
+
+
+def clustered(n: int, dim: int, seed: int) -> np.ndarray:
+    """Return unit vectors in loose clusters, as texts are."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(7).standard_normal((60, dim))
+    vectors = centres[random.integers(0, 60, n)] + 0.9 * random.standard_normal((n, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def append(store: Store, vectors: np.ndarray) -> None:
+    """Commit one document of one passage for each vector."""
+    source = store.source("test")
+    first = store.n_rows
+    documents = [Document(f"d{first + i}", f"text {first + i}", {}, Place("test", i + 1)) for i in range(len(vectors))]
+    rows = [PassageRow(None, None, text_key(document.text), 2, 0) for document in documents]
+    new = [NewDocument(document, source, [row]) for document, row in zip(documents, rows, strict=True)]
+    store.commit(Changes(appended=new), vectors)
+
+
+def snapshot_of(index: Path) -> Snapshot:
+    """Return what a reader sees now."""
+    with closing(SnapshotReader(index)) as reader:
+        return reader.snapshot()
+
+
+def exact(stored: np.ndarray, queries: np.ndarray, k: int, keep: np.ndarray | None = None) -> list[set[int]]:
+    """Return the k nearest slots of each query, of those to keep, by brute force."""
+    scores = queries @ stored.astype(np.float16).astype(np.float32).T
+    if keep is not None:
+        scores[:, ~keep] = -2
+    return [set(np.argsort(-row)[:k].tolist()) for row in scores]
+
+
+def found_share(found: list[np.ndarray], truth: list[set[int]]) -> float:
+    """Return the share of the true slots that were found, averaged over the queries."""
+    return float(
+        np.mean([len(set(near.tolist()) & right) / len(right) for near, right in zip(found, truth, strict=True)])
+    )
+
+
+def nearest_through_generation(view: View, queries: np.ndarray, k: int, allowed: Allowed) -> Nearest:
+    """Search as a searcher does, but compare one by one only 5 candidates or fewer."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("search.nearest.EXACT_SLOTS", 5)
+        patched.setattr("search.nearest.EXACT_SLOTS_BESIDE_IVF", 5)
+        return nearest(view, queries, k, allowed, exact=False)

@@ -1,0 +1,186 @@
+"""Tuning: recall as brute force counts it, the effort that is chosen for a target, and when that is looked at again."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from anns import DIM, KINDS, N, append, clustered, snapshot_of
+
+import indexer.upkeep
+from indexer import Index
+from indexer.ann.engine import Effort
+from indexer.ann.generation import Generation
+from indexer.ann.kinds import AnnOptions, Kind
+from indexer.ann.tuning import Trial
+from indexer.config import VectorDtype
+from indexer.errors import IndexCorruptError, UsageError
+from indexer.info import generation_text
+from indexer.progress import Progress, tell_nobody
+from indexer.store import Store
+from indexer.upkeep import bring_generation_up_to_date, rebuild_generation, tune_generation
+from indexer.vectors import VectorReader
+
+
+def test_the_trial_counts_hits_as_brute_force_does(ann_index: Path, vectors_6000: np.ndarray) -> None:
+    rebuild_generation(ann_index, AnnOptions(kind="IVF32,SQ8"), tell_nobody)
+    snapshot = snapshot_of(ann_index)
+    assert snapshot.generation is not None
+    generation = Generation(ann_index, snapshot.generation, DIM)
+    with VectorReader(ann_index, snapshot.vector_file, snapshot.layout, N) as reader:
+        trial = Trial(reader, N)
+        point = trial.measure(generation.index, Effort(probes=3, depth=20))
+        stored = vectors_6000.astype(np.float16).astype(np.float32)
+        hits = []
+        for own, query in zip(trial.own, trial.queries, strict=True):
+            scores = stored @ query
+            scores[own] = -2
+            truth = set(np.argsort(-scores)[:10].tolist())
+            _, slots = generation.index.search(query[None], 21, effort=Effort(probes=3, depth=20))
+            hits.append(len((set(slots[0].tolist()) - {own}) & truth) / 10)
+        assert point.recall == pytest.approx(np.mean(hits), abs=2e-3)
+        with_all = trial.measure(generation.index, Effort(probes=32, depth=400))
+        assert with_all.recall == pytest.approx(1.0, abs=2e-3)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "PQ32"])
+def test_the_recall_that_is_recorded_is_that_of_the_effort_that_searches_use(ann_index: Path, kind: str) -> None:
+    row, _ = rebuild_generation(ann_index, AnnOptions(kind=kind, target_recall=0.95), tell_nobody)
+    generation = Generation(ann_index, row, DIM)
+    with VectorReader(ann_index, row.vector_file, snapshot_of(ann_index).layout, N) as reader:
+        point = Trial(reader, N).measure(generation.index, generation.effort)
+    search = row.details["search"]
+    assert isinstance(search, dict)
+    assert point.recall == pytest.approx(float(str(search["recall@10"])), abs=2e-3)
+
+
+def test_a_target_that_cannot_be_reached_is_said(ann_index: Path) -> None:
+    row, warnings = rebuild_generation(ann_index, AnnOptions(kind="PQ2x4", target_recall=0.999), tell_nobody)
+    assert row.kind == Kind.FACTORY
+    assert "recall@10" in warnings[0]
+    tuning = tune_generation(ann_index, None, tell_nobody)
+    assert not tuning.is_reached
+    assert tuning.target == 0.999
+
+
+def test_tuning_for_another_target_changes_the_row_alone(ann_index: Path) -> None:
+    row, _ = rebuild_generation(ann_index, AnnOptions(kind="IVF64,RaBitQ", target_recall=0.99), tell_nobody)
+    tuning = tune_generation(ann_index, 0.8, tell_nobody)
+    after = snapshot_of(ann_index).generation
+    assert after is not None
+    assert (after.name, after.sha256) == (row.name, row.sha256)
+    assert tuning.is_reached
+    assert after.details["search"] == tuning.chosen.to_json()
+    assert after.details["target_recall"] == 0.8
+    meeting = [point for point in tuning.points if point.sure_recall >= 0.8]
+    assert tuning.chosen == min(meeting, key=lambda point: point.latency_ms)
+    needed = int(str(row.details["search"]["probes"]))  # type: ignore[index, call-overload]
+    assert min(point.effort.probes for point in meeting) < needed
+
+
+def test_an_exact_generation_and_none_at_all_cannot_be_tuned(ann_index: Path) -> None:
+    with pytest.raises(UsageError, match="index rebuild"):
+        tune_generation(ann_index, None, tell_nobody)
+    rebuild_generation(ann_index, AnnOptions(kind="flat"), tell_nobody)
+    with pytest.raises(UsageError, match="exact"):
+        tune_generation(ann_index, None, tell_nobody)
+
+
+def test_a_generation_that_is_gone_cannot_be_tuned(ann_index: Path) -> None:
+    row, _ = rebuild_generation(ann_index, AnnOptions(kind="ivf", target_recall=0.5), tell_nobody)
+    (ann_index / row.name).unlink()
+    with pytest.raises(IndexCorruptError, match="is missing; make it anew: index rebuild"):
+        tune_generation(ann_index, None, tell_nobody)
+
+
+def test_a_single_vector_needs_no_tuning(tmp_path: Path) -> None:
+    with closing(Store.create(tmp_path, dim=DIM, vector_dtype=VectorDtype.F16, settings={}, canaries=[])) as store:
+        append(store, clustered(1, DIM, 1))
+    report = Index(tmp_path).rebuild(kind="ivf")
+    assert (report.kind, report.slots, report.recall, report.warnings) == ("ivf", 1, None, ())
+    with pytest.raises(UsageError, match="one vector"):
+        tune_generation(tmp_path, None, tell_nobody)
+
+
+def test_what_was_asked_for_once_holds_until_something_else_is_asked_for(ann_index: Path) -> None:
+    rebuild_generation(ann_index, AnnOptions(kind="ivf", target_recall=0.8), tell_nobody)
+    with closing(Store.open(ann_index)) as store:
+        bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
+        first = store.generations()
+        bring_generation_up_to_date(store, AnnOptions(kind="ivf"), tell_nobody)
+        assert store.generations() == first
+        bring_generation_up_to_date(store, AnnOptions(kind="hnsw"), tell_nobody)
+        (row,) = store.generations()
+    assert row.kind == "hnsw"
+    assert row.details["target_recall"] == 0.8
+
+
+def test_recall_is_measured_again_after_many_changes(ann_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexer.upkeep, "CHECK_SLOTS", 100)
+    rebuild_generation(ann_index, AnnOptions(kind="ivf", target_recall=0.8), tell_nobody)
+    with closing(Store.open(ann_index)) as store:
+        (before,) = store.generations()
+        append(store, clustered(99, DIM, 6))
+        bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
+        assert store.generations() == [before]
+        append(store, clustered(1, DIM, 8))
+        bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
+        (after,) = store.generations()
+        assert (after.name, after.details["n_changed_at_check"]) == (before.name, 100)
+        spoiled = {**after.details, "search": {"probes": 1, "depth": 1}, "n_changed_at_check": 0}
+        store.update_generation(type(after)(**{**after.to_json(), "details": spoiled}))  # type: ignore[arg-type]
+        bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
+        (anew,) = store.generations()
+        assert anew.name != after.name
+        assert anew.n_slots == N + 100
+
+
+def test_an_interrupt_while_an_index_is_trained_leaves_the_old_one(ann_index: Path) -> None:
+    row, _ = rebuild_generation(ann_index, AnnOptions(kind="flat"), tell_nobody)
+    told = []
+
+    def stop(progress: Progress) -> None:
+        told.append(progress.fraction)
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rebuild_generation(ann_index, AnnOptions(kind="ivf"), stop)
+    assert told == sorted(told)
+    assert snapshot_of(ann_index).generation == row
+    Store.open(ann_index).close()
+    assert [path.name for path in ann_index.glob("gen-*")] == [row.name]
+
+
+def test_the_commands_rebuild_tune_and_info_say_what_was_measured(ann_index: Path) -> None:
+    from typer.testing import CliRunner
+
+    from search.cli import app
+
+    runner = CliRunner()
+    rebuilt = runner.invoke(app, ["rebuild", str(ann_index), "--kind", "ivf", "--target-recall", "0.9", "--json"])
+    assert rebuilt.exit_code == 0, rebuilt.output
+    row = json.loads(rebuilt.stdout)
+    assert row["kind"] == "ivf"
+    assert row["details"]["search"]["recall@10"] >= 0.9
+    tuned = runner.invoke(app, ["tune", str(ann_index), "--target-recall", "0.8", "--json"])
+    assert tuned.exit_code == 0, tuned.output
+    figures = json.loads(tuned.stdout)
+    assert figures["reached"]
+    assert figures["chosen"] in figures["points"]
+    assert "<- chosen" in runner.invoke(app, ["tune", str(ann_index)]).stdout
+    text = generation_text(snapshot_of(ann_index).generation.to_json())  # type: ignore[union-attr]
+    assert "recall@10" in text
+    assert "(target 0.8)" in text
+
+
+def test_the_picture_is_a_png(ann_index: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from indexer.plot import draw_tuning
+
+    rebuild_generation(ann_index, AnnOptions(kind="IVF32,SQ8"), tell_nobody)
+    draw_tuning(tune_generation(ann_index, None, tell_nobody), tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
