@@ -137,7 +137,7 @@ def compare_peers(arguments: argparse.Namespace) -> None:
             print(f"| {peer.name} |", " | ".join(map(str, cells)), f"| {cosine} |", flush=True)
 
 
-CLS = ("clsindex", "transformers loop", "Dataset.map")
+CLS = ("clsindex", "clsindex, without OpenVINO", "transformers loop", "Dataset.map")
 
 
 def ratio(base: list[dict[str, float]], ours: list[dict[str, float]], key: str) -> float:

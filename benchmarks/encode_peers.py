@@ -23,7 +23,9 @@ BATCH = 32  # the default of sentence-transformers and of txtai
 Encode = Callable[[list[str]], np.ndarray]
 
 
-def clsindex(model: str, pooling: str) -> Encode:
+def clsindex(model: str, pooling: str, *, openvino: bool = True) -> Encode:
+    if not openvino:
+        sys.modules["openvino"] = None  # type: ignore[assignment]  # as if it were not installed
     from indexer.config import EncoderOptions, Pooling
     from indexer.encoder.bulk import BulkEncoder
 
@@ -83,6 +85,7 @@ def txtai(model: str) -> Encode:
 PEERS: dict[str, Callable[[str], Encode]] = {
     "clsindex": lambda model: clsindex(model, "cls"),
     "clsindex, mean": lambda model: clsindex(model, "mean"),
+    "clsindex, without OpenVINO": lambda model: clsindex(model, "cls", openvino=False),
     "sentence-transformers": lambda model: sentence_transformers(model, "float32"),
     "sentence-transformers, bfloat16": lambda model: sentence_transformers(model, "bfloat16"),
     "sentence-transformers, float16": lambda model: sentence_transformers(model, "float16", 256),
