@@ -248,7 +248,7 @@ class _Search:
         more = max(1.0, self.k / _TUNED_K)
         depth = max(math.ceil(effort.depth * more), self.k * index.copies)
         depth = min(depth, index.n_slots * index.copies)
-        rarity = 1 / (math.cbrt(share) if index.is_ivf else math.sqrt(share))
+        rarity = 1 / math.sqrt(share)
         times = math.sqrt(more) * rarity
         while True:
             probes = index.probes(effort, times)
