@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -62,11 +63,8 @@ class Card:
         need = n_new * vectors.layout.stride + _ROOM_BYTES
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else need
         if free >= need:
-            try:
+            with suppress(torch.OutOfMemoryError):  # somebody else took it meanwhile
                 self._copy(vectors)
-            except torch.OutOfMemoryError:  # somebody else took it meanwhile
-                pass
-            else:
                 return True
         if self._refused != self._name:
             logger.warning("%s has %d bytes free, the vectors need %d there", self.device, free, need)

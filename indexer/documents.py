@@ -11,8 +11,9 @@ from typing import TypeAlias
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 Metadata: TypeAlias = Mapping[str, JsonValue]
 
-_STORED = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+# The same for any order of the keys, to be hashed.
+CANONICAL_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+_STORED_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,11 @@ class Document:
 
     def metadata_json(self) -> str:
         """Return the metadata as it is stored: compact JSON in the order of the source, no NaN."""
-        return _STORED.encode(self.metadata)
+        return _STORED_JSON.encode(self.metadata)
 
     def content_hash(self) -> bytes:
         """Return 16 bytes that change when the text or the metadata (in any key order) changes."""
-        return blake2b(f"{self.text}\0{_CANONICAL.encode(self.metadata)}".encode(), digest_size=16).digest()
+        return blake2b(f"{self.text}\0{CANONICAL_JSON.encode(self.metadata)}".encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,7 @@ def selective_columns(connection: sqlite3.Connection) -> list[str]:
     ).fetchall()
     shares = {name: _share_equal(values) for name, *values in zip(columns, *rows, strict=True)}
     chosen = sorted((share, name) for name, share in shares.items() if share is not None and share <= _MOST_MEETING)
-    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'index'")}
+    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
     return [name for _, name in chosen[:_MAX_INDEXED] if f"metadata_{name}" not in there]
 
 

@@ -125,21 +125,17 @@ class SnapshotReader:
     def matching_slots(self, condition: CompiledFilter) -> NDArray[np.int64]:
         """Return the live slots whose document meets a filter, ascending. Call it within `transaction`."""
         # SQLite takes whatever index there is, but where many documents meet a filter, a scan is faster.
-        if self._has_index_for(condition):
+        as_planned, parameters = _slots_query(condition), condition.parameters
+        plan = self._sql.execute(f"EXPLAIN QUERY PLAN {as_planned}", parameters)
+        if any(step.startswith("SEARCH m USING") and "INDEX metadata_" in step for *_, step in plan):
             n_few = self._sql.execute("SELECT coalesce(max(slot), 0) FROM passages").fetchone()[0] // _FEW
-            found = self._slots(condition, f"LIMIT {n_few:d}")
+            found = self._slots(f"{as_planned} LIMIT {n_few:d}", parameters)
             if len(found) < n_few:
                 return found
-        return self._slots(condition, by_index=False)
+        return self._slots(_slots_query(condition, "NOT INDEXED"), parameters)
 
-    def _has_index_for(self, condition: CompiledFilter) -> bool:
-        plan = self._sql.execute(f"EXPLAIN QUERY PLAN {_slots_query(condition)}", condition.parameters)
-        return any(step.startswith("SEARCH m USING") and "INDEX metadata_" in step for *_, step in plan)
-
-    def _slots(self, condition: CompiledFilter, limit: str = "", *, by_index: bool = True) -> NDArray[np.int64]:
-        query = _slots_query(condition, "" if by_index else "NOT INDEXED")
-        rows = self._sql.execute(f"{query} {limit}", condition.parameters)
-        return np.sort(np.fromiter((row[0] for row in rows), np.int64))
+    def _slots(self, query: str, parameters: tuple[str | int | float, ...]) -> NDArray[np.int64]:
+        return np.sort(np.fromiter((row[0] for row in self._sql.execute(query, parameters)), np.int64))
 
     def matching_rows(self, condition: CompiledFilter) -> list[int]:
         """Return the rows of the documents that meet a filter."""

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 # Up to here comparing with every vector takes a few milliseconds, and spares loading FAISS.
 EXACT_SLOTS = 10_000
-# An IVF index takes about 2 ms for what a filter leaves of a million, as long as comparing with these.
+# An IVF index takes about as long for what a filter leaves of a million as comparing with these.
 EXACT_SLOTS_BESIDE_IVF = 3_000
 # A flat index finds nothing sooner than the vector file does, so twice as many are worth 0.1 s of loading FAISS.
 _TIMES_FOR_FLAT = 2
@@ -248,8 +248,7 @@ class _Search:
         more = max(1.0, self.k / _TUNED_K)
         depth = max(math.ceil(effort.depth * more), self.k * index.copies)
         depth = min(depth, index.n_slots * index.copies)
-        rarity = 1 / math.sqrt(share)
-        times = math.sqrt(more) * rarity
+        times = math.sqrt(more / share)
         while True:
             probes = index.probes(effort, times)
             self.how = f", {probes:,} probes of {index.max_probes:,}" if index.max_probes else ""

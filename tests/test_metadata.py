@@ -55,6 +55,10 @@ def columns(out: Path) -> list[str]:
     return [row[1] for row in sql(out, "PRAGMA table_info(metadata)")][1:]
 
 
+def sql_indexes(out: Path) -> list[tuple]:
+    return sql(out, "SELECT name FROM sqlite_master WHERE name LIKE 'metadata\\_%' ESCAPE '\\'")
+
+
 def catalogue(out: Path) -> dict[tuple[str, str], int]:
     return {(name, kind): n for name, kind, n in sql(out, "SELECT name, type, n FROM fields")}
 
@@ -210,9 +214,7 @@ def test_field_types_are_listed_in_alphabetical_order(tmp_path: Path) -> None:
 def test_an_indexed_field_is_searched_by_its_index_and_answers_the_same(tmp_path: Path) -> None:
     report = build(tmp_path, records(50), index_fields=("n", "tags", "nowhere"))
     assert [warning.split(":")[0] for warning in report.warnings] == ["--index-field tags", "--index-field nowhere"]
-    assert sql(tmp_path, "SELECT name FROM sqlite_master WHERE name LIKE 'metadata\\_%' ESCAPE '\\'") == [
-        ("metadata_n",)
-    ]
+    assert sql_indexes(tmp_path) == [("metadata_n",)]
     plan = sql(tmp_path, "EXPLAIN QUERY PLAN SELECT document FROM metadata AS m WHERE m.n = 7")
     assert "metadata_n" in plan[0][3]
     assert build(tmp_path, records(60), index_fields=("n",)).warnings == []
@@ -253,10 +255,7 @@ def test_fields_with_values_of_few_documents_are_indexed_by_themselves_in_a_larg
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def indexed() -> set[str]:
-        return {
-            name
-            for (name,) in sql(tmp_path, "SELECT name FROM sqlite_master WHERE name LIKE 'metadata\\_%' ESCAPE '\\'")
-        }
+        return {name for (name,) in sql_indexes(tmp_path)}
 
     def seq() -> int:
         return int(sql(tmp_path, "SELECT value FROM meta WHERE key = 'seq'")[0][0])

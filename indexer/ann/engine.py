@@ -104,16 +104,16 @@ class AnnIndex:
         self._is_transformed = isinstance(inner, self._faiss.IndexPreTransform)
         while isinstance(inner, self._faiss.IndexPreTransform):
             inner = self._faiss.downcast_index(inner.index)
-        self.is_ivf = isinstance(inner, self._faiss.IndexIVF)
+        self._is_ivf = isinstance(inner, self._faiss.IndexIVF)
         self.is_graph = isinstance(inner, self._faiss.IndexHNSW)
         self._fast = inner if isinstance(inner, self._faiss.IndexIVFFastScan) else None
-        self.max_probes: int = inner.nlist if self.is_ivf else _LONGEST_BEAM if self.is_graph else 0
+        self.max_probes: int = inner.nlist if self._is_ivf else _LONGEST_BEAM if self.is_graph else 0
         self._copy: Any = None
 
     @cached_property
     def _centres(self) -> NDArray[np.float32] | None:
         """The centres of the lists, (lists, d) float32; None for other types."""
-        if not self.is_ivf or self._is_transformed:
+        if not self._is_ivf or self._is_transformed:
             return None
         quantizer = self._faiss.downcast_index(self._faiss.downcast_index(self._index).quantizer)
         if not isinstance(quantizer, self._faiss.IndexFlat):
@@ -125,13 +125,13 @@ class AnnIndex:
 
     def copy_to(self, gpu: Gpu) -> bool:
         """Let a GPU answer the searches that it can, those of an IVF index without a filter; return whether it will."""
-        self._copy = gpu.copy(self._index) if self.is_ivf else None
+        self._copy = gpu.copy(self._index) if self._is_ivf else None
         return self._copy is not None
 
     @cached_property
     def takes_filters(self) -> bool:
         """Whether `search` takes the slots that are allowed; FAISS has types that cannot."""
-        if self.is_ivf or self.is_graph:
+        if self._is_ivf or self.is_graph:
             return True
         every = np.full(-(-self.n_slots // 8), 255, np.uint8)
         try:
@@ -208,10 +208,8 @@ class AnnIndex:
         selector = None if allowed is None else self._faiss.IDSelectorBitmap(allowed)
         k = min(k, self.n_slots * self.copies)
         probes = self.max_probes if effort is None else self.probes(effort, times)
-        answer = None
-        if self._copy is not None and selector is None and max(k, probes) <= _GPU_MOST:
-            answer = self._ask_copy(queries, k, probes)
-        if answer is not None:
+        copy_answers = self._copy is not None and selector is None and max(k, probes) <= _GPU_MOST
+        if copy_answers and (answer := self._ask_copy(queries, k, probes)) is not None:
             scores, slots = answer
         elif effort is None or effort.reach is None or self._centres is None or probes >= self.max_probes:
             scores, slots = self._index.search(queries, k, params=self._parameters(probes, k, selector))
@@ -280,7 +278,7 @@ class AnnIndex:
 
     def _parameters(self, probes: int, k: int, selector: Any) -> Any:  # noqa: ANN401 - faiss is untyped
         chosen = {} if selector is None else {"sel": selector}
-        if self.is_ivf:
+        if self._is_ivf:
             inner = self._faiss.SearchParametersIVF(nprobe=probes, **chosen)
         elif self.is_graph:
             inner = self._faiss.SearchParametersHNSW(efSearch=max(probes, k), **chosen)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
-from json import JSONEncoder
 from types import NoneType
 from typing import cast
 
 from indexer.config import ReadOptions
 from indexer.corpus.parts import BadRecordError
-from indexer.documents import Document, JsonValue, Place
+from indexer.documents import CANONICAL_JSON, Document, JsonValue, Place
 
 ID_FIELDS = ("id", "_id", "doc_id")
 MAX_ID_CHARACTERS = 1_000
@@ -21,7 +20,6 @@ MAX_KNOWN_NAMES = 10_000
 MAX_NAMES_SHOWN = 20
 MAX_NAME_CHARACTERS_SHOWN = 40
 
-_CANONICAL = JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
 _ABSENT = object()
 _TYPE_NAMES: dict[type, str] = {
     NoneType: "null",
@@ -235,7 +233,7 @@ def _check_name(name: str) -> None:
 def _hash(metadata: dict[str, JsonValue], text_field: str | None, text: str) -> str:
     """Return 32 hex characters that stand for the whole record, whatever the order of its fields."""
     record = metadata if text_field is None else {**metadata, text_field: text}
-    return blake2b(_CANONICAL.encode(record).encode(), digest_size=16).hexdigest()
+    return blake2b(CANONICAL_JSON.encode(record).encode(), digest_size=16).hexdigest()
 
 
 def _listing(record: Mapping[str, object]) -> str:
