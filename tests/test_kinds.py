@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import faiss
 import pytest
 from anns import DIM, N, clustered, nearest_through_generation, snapshot_of
 
+from indexer.ann.engine import empty_index
 from indexer.ann.kinds import FLAT_NUMBERS, AnnOptions, Kind, choose_recipe, parse_bytes
 from indexer.config import VectorDtype
 from indexer.errors import UsageError
@@ -57,6 +59,14 @@ def test_a_factory_string_that_faiss_cannot_make_is_refused_at_once(ann_index: P
         check_recipe(AnnOptions(kind=kind), DIM)
     with pytest.raises(UsageError, match="--kind"):
         rebuild_generation(ann_index, AnnOptions(kind=kind), tell_nobody)
+
+
+@pytest.mark.parametrize(("kind", "n_transforms"), [("PQ8", 0), ("IVF16,PQ8", 0), ("PCA32,IVF16,PQ8", 1)])
+def test_product_codes_are_not_trained_for_a_search_that_is_not_made(kind: str, n_transforms: int) -> None:
+    index = empty_index(choose_recipe(AnnOptions(kind=kind), 1_000, DIM, VectorDtype.F16), DIM)
+    for _ in range(n_transforms):
+        index = faiss.downcast_index(index.index)
+    assert index.do_polysemous_training is False
 
 
 def test_product_codes_with_many_lists_for_few_vectors_can_be_opened(ann_index: Path) -> None:

@@ -62,13 +62,26 @@ def empty_index(recipe: Recipe, dim: int) -> Any:  # noqa: ANN401 - faiss is unt
     """
     faiss = load_faiss()
     try:
-        return faiss.index_factory(dim, recipe.factory, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(dim, recipe.factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         msg = (
             f"--kind {recipe.factory!r} gives no index of {dim} dimensions: {said(error)}; "
             "choose auto, flat, ivf, hnsw, cagra, or another FAISS factory string"
         )
         raise UsageError(msg) from error
+    inner = _innermost(index)
+    if hasattr(inner, "do_polysemous_training"):  # a minute for PQ32, and for a search that is never made here
+        inner.do_polysemous_training = False
+    return index
+
+
+def _innermost(index: Any) -> Any:  # noqa: ANN401 - faiss is untyped
+    """Return the index behind the transforms of vectors."""
+    faiss = load_faiss()
+    inner = faiss.downcast_index(index)
+    while isinstance(inner, faiss.IndexPreTransform):
+        inner = faiss.downcast_index(inner.index)
+    return inner
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,10 +113,8 @@ class AnnIndex:
         self._index = index
         self.copies = copies
         self.n_slots: int = index.ntotal // copies
-        inner = self._faiss.downcast_index(index)
-        self._is_transformed = isinstance(inner, self._faiss.IndexPreTransform)
-        while isinstance(inner, self._faiss.IndexPreTransform):
-            inner = self._faiss.downcast_index(inner.index)
+        inner = _innermost(index)
+        self._is_transformed = isinstance(self._faiss.downcast_index(index), self._faiss.IndexPreTransform)
         self._is_ivf = isinstance(inner, self._faiss.IndexIVF)
         self.is_graph = isinstance(inner, self._faiss.IndexHNSW)
         self._fast = inner if isinstance(inner, self._faiss.IndexIVFFastScan) else None
