@@ -32,6 +32,8 @@ def scan(
     """
     best_scores = [np.empty(0, np.float32) for _ in queries]
     best_slots = [np.empty(0, np.int64) for _ in queries]
+    if not len(slots):
+        return best_slots
     floors = np.full((len(queries), 1), -np.inf, np.float32)  # what is below is not among the k nearest
     for block_slots, block in _blocks(vectors, slots):
         # One query stays on one thread: two gain little on so short a product, and wait long on a busy machine.
@@ -76,17 +78,19 @@ def rank(
     Returns:
         scores, (at most k,) float64, cosine clamped to [-1, 1], descending; slots, int64, beside them.
     """
+    if not len(slots):
+        return np.empty(0, np.float64), slots
     query64 = query.astype(np.float64)
-    found, kept = [np.empty(0, np.float64)], [slots[:0]]
+    found, kept = [], []
     for first in range(0, len(slots), _RANK_ROWS):
         part = slots[first : first + _RANK_ROWS]
         rows = vectors.rows(part)
         if len(part) > 2 * k:  # only what float32 cannot tell from the k nearest needs the exact score
             rough = np.vecdot(rows, query)
-            near = rough >= np.partition(rough, -k)[-k] - ROUNDING
-            part, rows = part[near], rows[near]
+            near = np.flatnonzero(rough >= np.partition(rough, -k)[-k] - ROUNDING)
+            part, rows = part.take(near), rows.take(near, axis=0)
         kept.append(part)
-        found.append(np.multiply(rows.astype(np.float64), query64).sum(axis=1))
+        found.append((rows * query64).sum(axis=1))
     scores, slots = np.concatenate(found), np.concatenate(kept)
     order = np.lexsort((slots, -scores))[:k]
-    return np.clip(scores[order], -1.0, 1.0), slots[order]
+    return np.minimum(np.maximum(scores.take(order), -1.0), 1.0), slots.take(order)

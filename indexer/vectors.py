@@ -269,7 +269,7 @@ class VectorReader:
 
     def rows(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the rows of some slots, (n, d) float32, in the order asked for."""
-        return decode_rows(self._rows[slots])
+        return decode_rows(self._rows.take(slots, axis=0))  # half the time of an index in brackets
 
     def blocks(self, start: int, stop: int, size: int = BLOCK_ROWS) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield (first slot, (n, d) float32) over the slots [start, stop), at most `size` rows at a time.

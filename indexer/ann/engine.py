@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 _GPU_MOST = 2_048  # hits, and probes, that a search on a GPU can have
 # How FastScan goes through the lists: list by list takes a seventh less for one query, and twice as long for many.
 _LIST_BY_LIST = 11
+_TOGETHER = 0
 _LONGEST_BEAM = 2_048
 _QUERIES_AT_ONCE = 1_024
 
@@ -120,6 +121,7 @@ class AnnIndex:
         self._fast = inner if isinstance(inner, self._faiss.IndexIVFFastScan) else None
         self.max_probes: int = inner.nlist if self._is_ivf else _LONGEST_BEAM if self.is_graph else 0
         self._copy: Any = None
+        self._way = _TOGETHER
 
     @cached_property
     def _centres(self) -> NDArray[np.float32] | None:
@@ -180,7 +182,7 @@ class AnnIndex:
 
         Args:
             queries: (q, d) float32, unit length.
-            k: how many at most; of an index with copies of the slots, so many with the copies.
+            k: how many at most; an index with copies of the slots may return a slot as often.
             effort: its probes and reach; None for as many as there are.
             times: how many times as hard.
             allowed: a bit for each slot, lowest first, that may be returned; None for all.
@@ -214,8 +216,7 @@ class AnnIndex:
         times: float,
         allowed: NDArray[np.uint8] | None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        if self._fast is not None:  # another thread may change it meanwhile: both ways find the same
-            self._fast.implem = _LIST_BY_LIST if len(queries) == 1 else 0
+        self._go_through_lists(_LIST_BY_LIST if len(queries) == 1 else _TOGETHER)
         selector = None if allowed is None else self._faiss.IDSelectorBitmap(allowed)
         k = min(k, self.n_slots * self.copies)
         probes = self.max_probes if effort is None else self.probes(effort, times)
@@ -227,9 +228,12 @@ class AnnIndex:
         else:
             lists, list_scores = self._lists_within(self._centres, queries, effort.reach, times)
             scores, slots = self._search_lists(queries, k, lists, list_scores, selector)
-        if self.copies > 1:
-            slots[_is_repeated(slots)] = -1
         return scores, slots
+
+    def _go_through_lists(self, way: int) -> None:
+        """Choose how FastScan does; another thread may change it meanwhile: all ways find the same."""
+        if self._fast is not None and way != self._way:
+            self._fast.implem = self._way = way
 
     def _ask_copy(
         self, queries: NDArray[np.float32], k: int, probes: int
@@ -252,15 +256,18 @@ class AnnIndex:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the lists that each query looks into, (q, most) int64, -1 = none, and the scores of their centres."""
         scores = self._centre_scores(centres, queries)
-        n_within = (scores >= scores.max(axis=1, keepdims=True) - reach).sum(axis=1)
-        wanted = np.minimum(np.ceil(n_within * times), len(centres)).astype(np.int64)
-        most = int(wanted.max())
-        lists = np.argpartition(-scores, most - 1, axis=1)[:, :most]
-        if len(queries) > 1:
-            order = np.argsort(-np.take_along_axis(scores, lists, axis=1), axis=1)
-            lists = np.take_along_axis(lists, order, axis=1)
-        list_scores = np.take_along_axis(scores, lists, axis=1)
-        lists[np.arange(most) >= wanted[:, None]] = -1
+        chosen = []
+        for row in scores:
+            n_within = np.count_nonzero(row >= row.max() - reach)
+            n = min(math.ceil(n_within * times), len(row))
+            chosen.append(np.argpartition(row, -n)[-n:])
+        if len(chosen) == 1:
+            return chosen[0][None], scores[:, chosen[0]]
+        lists = np.full((len(chosen), max(map(len, chosen))), -1)
+        list_scores = np.zeros(lists.shape, np.float32)
+        for i, each in enumerate(chosen):
+            lists[i, : len(each)] = each
+            list_scores[i, : len(each)] = scores[i, each]
         return lists, list_scores
 
     def _search_lists(
@@ -300,12 +307,3 @@ class AnnIndex:
         if self._is_transformed:
             return self._faiss.SearchParametersPreTransform(index_params=inner)
         return inner
-
-
-def _is_repeated(slots: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return for each slot, (q, k), whether it stands in its row before."""
-    order = slots.argsort(axis=1, kind="stable")
-    ascending = np.take_along_axis(slots, order, axis=1)
-    repeated = np.zeros(slots.shape, np.bool_)
-    np.put_along_axis(repeated, order[:, 1:], ascending[:, 1:] == ascending[:, :-1], axis=1)
-    return repeated

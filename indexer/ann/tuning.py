@@ -112,6 +112,8 @@ class Trial:
         """Return the recall of each query at every depth from 1 to that of the effort, (q, depth) float64 in [0, 1]."""
         # The query's own slot takes as many places as it has copies; a depth means what is left to other slots.
         _, found = index.search(self.queries, effort.depth + index.copies, effort=effort)
+        if index.copies > 1:
+            found[_is_repeated(found)] = -1
         hits = np.zeros(found.shape, np.int64)
         for i, slots in enumerate(found):
             hits[i] = np.cumsum(self._scores(i, slots) >= self.least[i])
@@ -181,6 +183,15 @@ class Trial:
     @staticmethod
     def _meets(point: Point, target: float) -> bool:
         return point.sure_recall >= target or point.recall >= 1.0
+
+
+def _is_repeated(slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return for each slot, (q, k), whether it stands in its row before."""
+    order = slots.argsort(axis=1, kind="stable")
+    ascending = np.take_along_axis(slots, order, axis=1)
+    repeated = np.zeros(slots.shape, np.bool_)
+    np.put_along_axis(repeated, order[:, 1:], ascending[:, 1:] == ascending[:, :-1], axis=1)
+    return repeated
 
 
 def _mean(of_query: NDArray[np.float64]) -> tuple[float, float]:
