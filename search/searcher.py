@@ -255,8 +255,10 @@ class Searcher:
     def _search(self, queries: NDArray[np.float32], ask: _Ask) -> list[Hits]:
         """Search outside of any transaction, and again if a commit came in between; at last within one."""
         with self._lock:
-            for _ in range(_TRIES):
-                self.refresh()
+            for attempt in range(_TRIES):
+                # Mostly nothing was committed, which fetching the hits finds out; but a filter must know every field.
+                if attempt or ask.where is not None:
+                    self.refresh()
                 hits = self._try_search(queries, ask)
                 if hits is not None:
                     return hits
