@@ -126,7 +126,7 @@ def built(
         found[f"{name}_queries_per_s_batched"] = len(queries) / seconds
         found[f"{name}_ms_single"] = 1e3 * median_s(lambda: index.search(queries[:1], depth, effort=effort), "cpu")
         recalls = [
-            np.isin(right, rank(vectors, query, np.unique(near[near >= 0]), K)[1]).mean()
+            np.isin(right, rank(vectors, query, near, K)[1]).mean()
             for query, near, (_, right) in zip(
                 queries, index.search(queries, depth, effort=effort)[1], truth, strict=True
             )

@@ -72,12 +72,13 @@ def rank(
     Args:
         vectors: the vector file.
         query: (d,) float32, unit length.
-        slots: int64, each at most once, in any order.
+        slots: int64, in any order; one that stands there again, and -1, count for nothing.
         k: how many at most.
 
     Returns:
         scores, (at most k,) float64, cosine clamped to [-1, 1], descending; slots, int64, beside them.
     """
+    slots = _distinct(slots)
     if not len(slots):
         return np.empty(0, np.float64), slots
     query64 = query.astype(np.float64)
@@ -94,3 +95,10 @@ def rank(
     scores, slots = np.concatenate(found), np.concatenate(kept)
     order = np.lexsort((slots, -scores))[:k]
     return np.minimum(np.maximum(scores.take(order), -1.0), 1.0), slots.take(order)
+
+
+def _distinct(slots: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return slots ascending, each once and without -1."""
+    ascending = np.concatenate(([-1], slots))
+    ascending.sort()
+    return ascending[1:][ascending[1:] > ascending[:-1]]

@@ -262,18 +262,10 @@ class _Search:
             times *= 4
 
     def _ranked(self, slots: NDArray[np.int64]) -> _Found:
-        """Rank what was found, each slot once, together with the tail."""
         return [
-            rank(self.view.vectors, query, _distinct(near, newer), self.k)
+            rank(self.view.vectors, query, np.concatenate((near, newer)), self.k)
             for query, near, newer in zip(self.queries, slots, self.in_tail, strict=True)
         ]
-
-
-def _distinct(near: NDArray[np.int64], newer: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the slots of both, ascending, each once and without -1."""
-    ascending = np.concatenate(([-1], near, newer))
-    ascending.sort()
-    return ascending[1:][ascending[1:] > ascending[:-1]]
 
 
 def _answer(found: _Found, plan: str, *, is_exact: bool) -> Nearest:

@@ -255,13 +255,11 @@ class Searcher:
     def _search(self, queries: NDArray[np.float32], ask: _Ask) -> list[Hits]:
         """Search outside of any transaction, and again if a commit came in between; at last within one."""
         with self._lock:
-            for attempt in range(_TRIES):
-                # Mostly nothing was committed, which fetching the hits finds out; but a filter must know every field.
-                if attempt or ask.where is not None:
-                    self.refresh()
+            for _ in range(_TRIES):
                 hits = self._try_search(queries, ask)
                 if hits is not None:
                     return hits
+                self.refresh()
             with self._reader.transaction():
                 self.refresh()
                 hits = self._try_search(queries, ask)
@@ -304,6 +302,8 @@ class Searcher:
         wanted = parse_filter(where)
         if wanted in view.filtered:
             return view.filtered[wanted]
+        if self._reader.seq() != view.snapshot.seq:  # a newer commit may have other fields
+            return None
         condition = compile_filter(wanted, view.snapshot.fields)
         with self._reader.transaction() as seq:
             if seq != view.snapshot.seq:

@@ -247,6 +247,15 @@ def test_a_searcher_sees_a_commit_at_its_next_search(
         assert len(searcher) == len(oracle.held)
 
 
+def test_a_filter_may_name_a_field_that_came_with_the_last_commit(small: tuple[Path, Oracle]) -> None:
+    out, _ = small
+    with searching(out) as searcher:
+        with pytest.raises(FilterError, match="colour"):
+            searcher.search("x", where={"colour": "red"})
+        build(out, [{"id": "red", "text": "a red one", "colour": "red"}])
+        assert [hit.id for hit in searcher.search("x", where={"colour": "red"})] == ["red"]
+
+
 def hooked(real: Callable, act: Callable[[], None], times: int) -> Callable:
     """Return a function that does as the real one does, and then acts, the first few times."""
     calls = 0

@@ -121,7 +121,6 @@ class AnnIndex:
         self._fast = inner if isinstance(inner, self._faiss.IndexIVFFastScan) else None
         self.max_probes: int = inner.nlist if self._is_ivf else _LONGEST_BEAM if self.is_graph else 0
         self._copy: Any = None
-        self._way = _TOGETHER
 
     @cached_property
     def _centres(self) -> NDArray[np.float32] | None:
@@ -232,8 +231,8 @@ class AnnIndex:
 
     def _go_through_lists(self, way: int) -> None:
         """Choose how FastScan does; another thread may change it meanwhile: all ways find the same."""
-        if self._fast is not None and way != self._way:
-            self._fast.implem = self._way = way
+        if self._fast is not None and self._fast.implem != way:  # to set it takes longer than to ask
+            self._fast.implem = way
 
     def _ask_copy(
         self, queries: NDArray[np.float32], k: int, probes: int
@@ -261,8 +260,6 @@ class AnnIndex:
             n_within = np.count_nonzero(row >= row.max() - reach)
             n = min(math.ceil(n_within * times), len(row))
             chosen.append(np.argpartition(row, -n)[-n:])
-        if len(chosen) == 1:
-            return chosen[0][None], scores[:, chosen[0]]
         lists = np.full((len(chosen), max(map(len, chosen))), -1)
         list_scores = np.zeros(lists.shape, np.float32)
         for i, each in enumerate(chosen):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from indexer.ann.engine import AnnIndex, Effort
 from indexer.documents import JsonValue
-from indexer.exact import ROUNDING, scan
+from indexer.exact import ROUNDING, rank, scan
 from indexer.vectors import VectorReader
 
 K = 10
@@ -113,20 +113,20 @@ class Trial:
         """Return the recall of each query at every depth from 1 to that of the effort, (q, depth) float64 in [0, 1]."""
         # The query's own slot takes as many places as it has copies; a depth means what is left to other slots.
         _, found = index.search(self.queries, effort.depth + index.copies, effort=effort)
-        if index.copies > 1:
-            found[_is_repeated(found)] = -1
-        hits = np.zeros(found.shape, np.int64)
+        is_hit = np.zeros(found.shape, np.bool_)
         for i, slots in enumerate(found):
-            hits[i] = np.cumsum(self._scores(i, slots) >= self.least[i])
+            _, first = np.unique(slots, return_index=True)  # where a slot has copies, the first one counts
+            is_hit[i, first] = self._scores(i, slots[first]) >= self.least[i]
+        hits = np.cumsum(is_hit, axis=1)
         return np.minimum(hits, self.k)[:, index.copies :] / max(self.k, 1)
 
     def latency_ms(self, index: AnnIndex, effort: Effort) -> float:
-        """Return the median time of one query on one thread, with the scores of its candidates from the vector file."""
+        """Return the median time of one query on one thread, its candidates ranked by the vector file."""
         times = []
         for query in self.queries[:_TIMED]:
             start = time.perf_counter()
             _, found = index.search(query[None], effort.depth, effort=effort)
-            _ = np.vecdot(self._vectors.rows(np.maximum(found[0], 0)), query)
+            rank(self._vectors, query, found[0], self.k)
             times.append(time.perf_counter() - start)
         return 1e3 * float(np.median(times))
 
@@ -191,15 +191,6 @@ class Trial:
     @staticmethod
     def _meets(point: Point, target: float) -> bool:
         return point.sure_recall >= target or point.recall >= 1.0
-
-
-def _is_repeated(slots: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return for each slot, (q, k), whether it stands in its row before."""
-    order = slots.argsort(axis=1, kind="stable")
-    ascending = np.take_along_axis(slots, order, axis=1)
-    repeated = np.zeros(slots.shape, np.bool_)
-    np.put_along_axis(repeated, order[:, 1:], ascending[:, 1:] == ascending[:, :-1], axis=1)
-    return repeated
 
 
 def _mean(of_query: NDArray[np.float64]) -> tuple[float, float]:
