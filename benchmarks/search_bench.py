@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--encode", type=Path, metavar="SOURCE", help="build the cache from this corpus first")
     parser.add_argument("--cache", type=Path, default=Path("build/package_summaries.index"), metavar="DIR")
     parser.add_argument("--n", type=int, default=200_000)
-    parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--queries", type=int, default=2_000)
     parser.add_argument("--target", type=float, default=0.95)
     parser.add_argument("--plot", type=Path, metavar="ROWS", help="only draw what was measured")
     parser.add_argument("--rounds", type=int, default=5)

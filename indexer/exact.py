@@ -99,6 +99,7 @@ def rank(
 
 def _distinct(slots: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return slots ascending, each once and without -1."""
-    ascending = np.concatenate(([-1], slots))
-    ascending.sort()
-    return ascending[1:][ascending[1:] > ascending[:-1]]
+    ascending = np.sort(slots)
+    is_new = np.greater(ascending, -1)
+    is_new[1:] &= ascending[1:] > ascending[:-1]
+    return ascending[is_new]

@@ -171,7 +171,7 @@ def nearest(view: View, queries: NDArray[np.float32], k: int, allowed: Allowed, 
     if holder is None:
         return _one_by_one(view, queries, k, allowed)
     tail = allowed.slots(holder.n_slots)
-    search = _Search(view, queries, k, allowed, scan(view.vectors, queries, k, tail))
+    search = _Search(view, queries, k, allowed, scan(view.vectors, queries, k, tail) if len(tail) else None)
     if isinstance(holder, Generation):
         is_exact = holder.kind.is_exact
         found = search.all_ties(holder.index) if is_exact else search.at_tuned_effort(holder)
@@ -212,13 +212,16 @@ _Found = list[tuple[NDArray[np.float64], NDArray[np.int64]]]
 
 @dataclass(slots=True)
 class _Search:
-    """One search through a generation or a GPU; `how` says what it took."""
+    """One search through a generation or a GPU; `how` says what it took.
+
+    `in_tail` holds what may be near each query among the newer slots, None when there are none.
+    """
 
     view: View
     queries: NDArray[np.float32]
     k: int
     allowed: Allowed
-    in_tail: list[NDArray[np.int64]]
+    in_tail: list[NDArray[np.int64]] | None
     how: str = ""
 
     def all_ties(self, index: _Exact) -> _Found:
@@ -262,9 +265,9 @@ class _Search:
             times *= 4
 
     def _ranked(self, slots: NDArray[np.int64]) -> _Found:
+        candidates = slots if self.in_tail is None else map(np.concatenate, zip(slots, self.in_tail, strict=True))
         return [
-            rank(self.view.vectors, query, np.concatenate((near, newer)), self.k)
-            for query, near, newer in zip(self.queries, slots, self.in_tail, strict=True)
+            rank(self.view.vectors, query, near, self.k) for query, near in zip(self.queries, candidates, strict=True)
         ]
 
 

@@ -121,6 +121,7 @@ class AnnIndex:
         self._fast = inner if isinstance(inner, self._faiss.IndexIVFFastScan) else None
         self.max_probes: int = inner.nlist if self._is_ivf else _LONGEST_BEAM if self.is_graph else 0
         self._copy: Any = None
+        self._plain_parameters: dict[int, Any] = {}  # by effort, without a filter
 
     @cached_property
     def _centres(self) -> NDArray[np.float32] | None:
@@ -193,12 +194,14 @@ class AnnIndex:
             parts = np.split(queries, range(_QUERIES_AT_ONCE, len(queries), _QUERIES_AT_ONCE))
             found = [self.search(part, k, effort=effort, times=times, allowed=allowed) for part in parts]
             return np.concatenate([scores for scores, _ in found]), np.concatenate([slots for _, slots in found])
-        with self._one_thread_for_one(len(queries)):
-            return self._search(np.ascontiguousarray(queries), k, effort, times, allowed)
+        return self._search(np.ascontiguousarray(queries), k, effort, times, allowed)
 
     @contextmanager
     def _one_thread_for_one(self, n_queries: int) -> Iterator[None]:
-        """Starting a second thread costs more than one query gains; the number belongs to the thread that calls."""
+        """Starting a second thread costs more than one query gains; the number belongs to the thread that calls.
+
+        A query whose lists are given takes one in any case.
+        """
         before = self._faiss.omp_get_max_threads()
         if n_queries == 1:
             self._faiss.omp_set_num_threads(1)
@@ -221,13 +224,13 @@ class AnnIndex:
         probes = self.max_probes if effort is None else self.probes(effort, times)
         copy_answers = self._copy is not None and selector is None and max(k, probes) <= _GPU_MOST
         if copy_answers and (answer := self._ask_copy(queries, k, probes)) is not None:
-            scores, slots = answer
-        elif effort is None or effort.reach is None or self._centres is None or probes >= self.max_probes:
-            scores, slots = self._index.search(queries, k, params=self._parameters(probes, k, selector))
-        else:
-            lists, list_scores = self._lists_within(self._centres, queries, effort.reach, times)
-            scores, slots = self._search_lists(queries, k, lists, list_scores, selector)
-        return scores, slots
+            return answer
+        if effort is None or effort.reach is None or self._centres is None or probes >= self.max_probes:
+            with self._one_thread_for_one(len(queries)):
+                scores, slots = self._index.search(queries, k, params=self._parameters(probes, k, selector))
+            return scores, slots
+        lists, list_scores = self._lists_within(self._centres, queries, effort.reach, times)
+        return self._search_lists(queries, k, lists, list_scores, selector)
 
     def _go_through_lists(self, way: int) -> None:
         """Choose how FastScan does; another thread may change it meanwhile: all ways find the same."""
@@ -255,11 +258,9 @@ class AnnIndex:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the lists that each query looks into, (q, most) int64, -1 = none, and the scores of their centres."""
         scores = self._centre_scores(centres, queries)
-        chosen = []
-        for row in scores:
-            n_within = np.count_nonzero(row >= row.max() - reach)
-            n = min(math.ceil(n_within * times), len(row))
-            chosen.append(np.argpartition(row, -n)[-n:])
+        chosen = [_within(row, reach, times) for row in scores]
+        if len(chosen) == 1:
+            return chosen[0][None], scores.take(chosen[0], axis=1)
         lists = np.full((len(chosen), max(map(len, chosen))), -1)
         list_scores = np.zeros(lists.shape, np.float32)
         for i, each in enumerate(chosen):
@@ -292,15 +293,31 @@ class AnnIndex:
         return scores, slots
 
     def _parameters(self, probes: int, k: int, selector: Any) -> Any:  # noqa: ANN401 - faiss is untyped
-        chosen = {} if selector is None else {"sel": selector}
+        effort = max(probes, k) if self.is_graph else probes
+        if selector is not None:
+            return self._make_parameters(effort, {"sel": selector})
+        if effort not in self._plain_parameters:  # to make them takes FAISS's wrapper longer than to choose the lists
+            self._plain_parameters[effort] = self._make_parameters(effort, {})
+        return self._plain_parameters[effort]
+
+    def _make_parameters(self, effort: int, chosen: dict[str, Any]) -> Any:  # noqa: ANN401 - faiss is untyped
         if self._is_ivf:
-            inner = self._faiss.SearchParametersIVF(nprobe=probes, **chosen)
+            inner = self._faiss.SearchParametersIVF(nprobe=effort, **chosen)
         elif self.is_graph:
-            inner = self._faiss.SearchParametersHNSW(efSearch=max(probes, k), **chosen)
-        elif selector is None:
+            inner = self._faiss.SearchParametersHNSW(efSearch=effort, **chosen)
+        elif not chosen:
             return None
         else:
             inner = self._faiss.SearchParameters(**chosen)
         if self._is_transformed:
             return self._faiss.SearchParametersPreTransform(index_params=inner)
         return inner
+
+
+def _within(scores: NDArray[np.float32], reach: float, times: float) -> NDArray[np.int64]:
+    """Return the lists whose centres score at most `reach` less than the nearest, or so many times as many lists."""
+    within = np.flatnonzero(scores >= scores.max() - reach)
+    if times == 1.0:
+        return within
+    n = min(math.ceil(len(within) * times), len(scores))
+    return np.argpartition(scores, -n)[-n:]
