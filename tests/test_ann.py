@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from anns import DIM, KINDS, N, clustered, exact, found_share, nearest_through_generation, snapshot_of
 
+from indexer.ann.engine import Effort
 from indexer.ann.generation import Generation
 from indexer.ann.kinds import AnnOptions
 from indexer.progress import tell_nobody
@@ -90,6 +91,28 @@ def test_a_batch_is_searched_in_parts(ann_index: Path, monkeypatch: pytest.Monke
     in_parts = generation.index.search(queries, 10, effort=generation.effort)
     np.testing.assert_array_equal(in_parts[1], slots)
     np.testing.assert_allclose(in_parts[0], scores, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_search_leaves_the_next_one_nothing(ann_index: Path, kind: str) -> None:
+    row, _ = rebuild_generation(ann_index, AnnOptions(kind=kind, target_recall=0.9), tell_nobody)
+    queries = clustered(4, DIM, 5)
+    half = Allowed.only(np.arange(0, N, 2), N).bits
+    probes = Generation(ann_index, row, DIM).effort.probes
+    # k = 300 is a longer beam than the tuned one of HNSW
+    asked = [
+        (k, Effort(probes=n, depth=k), allowed)
+        for k in (10, 300)
+        for n in (1, probes, probes * 3)
+        for allowed in (None, half)
+    ]
+    alone = [Generation(ann_index, row, DIM).index.search(queries, k, effort=e, allowed=bits) for k, e, bits in asked]
+    used = Generation(ann_index, row, DIM).index
+    for i in np.random.default_rng(1).integers(0, len(asked), 40):
+        k, effort, bits = asked[i]
+        scores, slots = used.search(queries, k, effort=effort, allowed=bits)
+        np.testing.assert_array_equal(slots, alone[i][1])
+        np.testing.assert_array_equal(scores, alone[i][0])
 
 
 def test_one_query_leaves_faiss_the_threads_that_it_had(ann_index: Path) -> None:
