@@ -35,6 +35,8 @@ _TIMES_FOR_FLAT = 2
 _SPARE = 16
 _CACHED_FILTERS = 32
 _TUNED_K = 10
+# The nearest that a filter leaves lie farther off, the farther the more it has to do with what a text is about.
+_FILTER_POWER = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +253,7 @@ class _Search:
         more = max(1.0, self.k / _TUNED_K)
         depth = max(math.ceil(effort.depth * more), self.k * index.copies)
         depth = min(depth, index.n_slots * index.copies)
-        times = math.sqrt(more / share)
+        times = math.sqrt(more) * share**-_FILTER_POWER
         while True:
             probes = index.probes(effort, times)
             self.how = f", {probes:,} probes of {index.max_probes:,}" if index.max_probes else ""
