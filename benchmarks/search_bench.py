@@ -191,7 +191,8 @@ def filtered(
             if recall >= 0.95 or each == efforts[-1]:
                 break
         row = {"share": share, "recall@10": round(recall, 4), "full": full, "effort": each}
-        rows.append({**row, "queries_per_s": round(len(queries) / seconds)})
+        rate = len(queries) / seconds
+        rows.append({**row, "queries_per_s": round(rate, 2 if rate < 10 else None)})
     return rows
 
 
