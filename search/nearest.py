@@ -35,8 +35,10 @@ _TIMES_FOR_FLAT = 2
 _SPARE = 16
 _CACHED_FILTERS = 32
 _TUNED_K = 10
-# The nearest that a filter leaves lie farther off, the farther the more it has to do with what a text is about.
-_FILTER_POWER = 0.6
+_FILTER_POWER = 0.6  # probes grow with this power of what a filter takes away
+# Of a filter that passes less it is looked up how much it leaves around the query, in this part of its lists.
+_NARROW = 0.25
+_AROUND = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +252,8 @@ class _Search:
         if self.allowed.bits is not None and not index.takes_filters:
             return None
         share = self.allowed.n / self.view.snapshot.n_rows
+        if share < _NARROW:
+            share = min(share, self._share_around(generation))
         more = max(1.0, self.k / _TUNED_K)
         depth = max(math.ceil(effort.depth * more), self.k * index.copies)
         depth = min(depth, index.n_slots * index.copies)
@@ -265,6 +269,14 @@ class _Search:
             if probes >= index.max_probes:
                 return None
             times *= 4
+
+    def _share_around(self, generation: Generation) -> float:
+        """Return which share of the passages near a query the filter allows, never 0: the least of all queries."""
+        effort, bits = generation.effort, self.allowed.bits
+        _, slots = generation.index.search(self.queries, effort.depth, effort=effort, times=_AROUND)
+        is_near = slots >= 0
+        is_allowed = is_near if bits is None else is_near & (bits[slots >> 3] >> (slots & 7) & 1).astype(np.bool_)
+        return float(((is_allowed.sum(axis=1) + 1) / (is_near.sum(axis=1) + 1)).min())
 
     def _ranked(self, slots: NDArray[np.int64]) -> _Found:
         candidates = slots if self.in_tail is None else map(np.concatenate, zip(slots, self.in_tail, strict=True))

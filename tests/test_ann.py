@@ -58,6 +58,20 @@ def test_k_hits_come_back_at_every_selectivity(
     assert found_share(found.slots, exact(vectors_6000, queries, n, keep)) >= 0.85
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_filter_that_leaves_little_around_the_query_makes_it_look_farther(
+    ann_index: Path, vectors_6000: np.ndarray, kind: str
+) -> None:
+    rebuild_generation(ann_index, AnnOptions(kind=kind, target_recall=0.9), tell_nobody)
+    view = View.open(ann_index, snapshot_of(ann_index))
+    query = clustered(1, DIM, 5)
+    anywhere = np.sort(np.random.default_rng(3).choice(N, 1_000, replace=False))
+    far = np.sort(np.argsort(vectors_6000 @ query[0])[:1_000])
+    plans = [nearest_through_generation(view, query, 10, Allowed.only(kept, N)).plan for kept in (anywhere, far)]
+    probes = [int(plan.split(" probes")[0].split()[-1].replace(",", "")) for plan in plans]
+    assert probes[0] < probes[1]
+
+
 @pytest.mark.parametrize(
     ("kind", "at_most"), [("flat", 20_000), ("ivf", 3_000), ("hnsw", 10_000), ("IVF32,SQ8", 10_000)]
 )
