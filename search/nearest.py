@@ -264,7 +264,10 @@ class _Search:
             self.how += f", {depth:,} candidates compared"
             _, slots = index.search(self.queries, depth, effort=effort, times=times, allowed=self.allowed.bits)
             found = self._ranked(slots)
-            if all(len(best) == self.k for best, _ in found):
+            has_hits = all(len(best) == self.k for best, _ in found)
+            # Where a filter leaves fewer candidates than are to be compared, nearer ones lie in other lists.
+            has_candidates = self.allowed.bits is None or bool((slots[:, -1] >= 0).all())
+            if has_hits and (has_candidates or probes >= index.max_probes):
                 return found
             if probes >= index.max_probes:
                 return None
