@@ -39,6 +39,12 @@ class Allowed:
         mask[slots] = False
         return cls(n_rows, n_rows - len(slots), _pack(mask))
 
+    def has(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of some slots are allowed, in the shape of the slots."""
+        if self.bits is None:
+            return np.ones(slots.shape, np.bool_)
+        return np.asarray(self.bits[slots >> 3] >> (slots & 7) & 1, np.bool_)
+
     def slots(self, first: int = 0) -> NDArray[np.int64]:
         """Return the allowed slots from `first` on, int64 ascending."""
         if self.bits is None:

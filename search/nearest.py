@@ -263,22 +263,22 @@ class _Search:
             self.how = f", {probes:,} probes of {index.max_probes:,}" if index.max_probes else ""
             self.how += f", {depth:,} candidates compared"
             _, slots = index.search(self.queries, depth, effort=effort, times=times, allowed=self.allowed.bits)
-            found = self._ranked(slots)
-            has_hits = all(len(best) == self.k for best, _ in found)
+            is_all = probes >= index.max_probes
             # Where a filter leaves fewer candidates than are to be compared, nearer ones lie in other lists.
-            has_candidates = self.allowed.bits is None or bool((slots[:, -1] >= 0).all())
-            if has_hits and (has_candidates or probes >= index.max_probes):
-                return found
-            if probes >= index.max_probes:
+            if is_all or self.allowed.bits is None or (slots[:, -1] >= 0).all():
+                found = self._ranked(slots)
+                if all(len(best) == self.k for best, _ in found):
+                    return found
+            if is_all:
                 return None
             times *= 4
 
     def _share_around(self, generation: Generation) -> float:
         """Return which share of the passages near a query the filter allows, never 0: the least of all queries."""
-        effort, bits = generation.effort, self.allowed.bits
+        effort = generation.effort
         _, slots = generation.index.search(self.queries, effort.depth, effort=effort, times=_AROUND)
         is_near = slots >= 0
-        is_allowed = is_near if bits is None else is_near & (bits[slots >> 3] >> (slots & 7) & 1).astype(np.bool_)
+        is_allowed = is_near & self.allowed.has(slots)
         return float(((is_allowed.sum(axis=1) + 1) / (is_near.sum(axis=1) + 1)).min())
 
     def _ranked(self, slots: NDArray[np.int64]) -> _Found:

@@ -20,10 +20,13 @@ def test_allowed_slots_are_the_same_as_bits_and_as_slots() -> None:
         mask = random.random(n) < 0.7
         for allowed in (Allowed.only(np.flatnonzero(mask), n), Allowed.all_but(np.flatnonzero(~mask), n)):
             assert allowed.n == mask.sum()
+            np.testing.assert_array_equal(allowed.has(np.arange(n)[::-1]), mask[::-1])
             for first in {0, 1, 8, n // 2, n}:
                 if first <= n:
                     np.testing.assert_array_equal(allowed.slots(first), np.flatnonzero(mask[first:]) + first)
-    assert Allowed.all_but(np.empty(0, np.int64), 5).bits is None
+    every = Allowed.all_but(np.empty(0, np.int64), 5)
+    assert every.bits is None
+    assert every.has(np.arange(5)).all()
 
 
 def test_matches_that_lie_where_no_query_looks_are_found_all_the_same(

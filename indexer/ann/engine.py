@@ -194,7 +194,20 @@ class AnnIndex:
             parts = np.split(queries, range(_QUERIES_AT_ONCE, len(queries), _QUERIES_AT_ONCE))
             found = [self.search(part, k, effort=effort, times=times, allowed=allowed) for part in parts]
             return np.concatenate([scores for scores, _ in found]), np.concatenate([slots for _, slots in found])
-        return self._search(np.ascontiguousarray(queries), k, effort, times, allowed)
+        queries = np.ascontiguousarray(queries)
+        self._go_through_lists(_LIST_BY_LIST if len(queries) == 1 else _TOGETHER)
+        selector = None if allowed is None else self._faiss.IDSelectorBitmap(allowed)
+        k = min(k, self.n_slots * self.copies)
+        probes = self.max_probes if effort is None else self.probes(effort, times)
+        copy_answers = self._copy is not None and selector is None and max(k, probes) <= _GPU_MOST
+        if copy_answers and (answer := self._ask_copy(queries, k, probes)) is not None:
+            return answer
+        if effort is None or effort.reach is None or self._centres is None or probes >= self.max_probes:
+            with self._one_thread_for_one(len(queries)):
+                scores, slots = self._index.search(queries, k, params=self._parameters(probes, k, selector))
+            return scores, slots
+        lists, list_scores = self._lists_within(self._centres, queries, effort.reach, times)
+        return self._search_lists(queries, k, lists, list_scores, selector)
 
     @contextmanager
     def _one_thread_for_one(self, n_queries: int) -> Iterator[None]:
@@ -209,28 +222,6 @@ class AnnIndex:
             yield
         finally:
             self._faiss.omp_set_num_threads(before)
-
-    def _search(
-        self,
-        queries: NDArray[np.float32],
-        k: int,
-        effort: Effort | None,
-        times: float,
-        allowed: NDArray[np.uint8] | None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        self._go_through_lists(_LIST_BY_LIST if len(queries) == 1 else _TOGETHER)
-        selector = None if allowed is None else self._faiss.IDSelectorBitmap(allowed)
-        k = min(k, self.n_slots * self.copies)
-        probes = self.max_probes if effort is None else self.probes(effort, times)
-        copy_answers = self._copy is not None and selector is None and max(k, probes) <= _GPU_MOST
-        if copy_answers and (answer := self._ask_copy(queries, k, probes)) is not None:
-            return answer
-        if effort is None or effort.reach is None or self._centres is None or probes >= self.max_probes:
-            with self._one_thread_for_one(len(queries)):
-                scores, slots = self._index.search(queries, k, params=self._parameters(probes, k, selector))
-            return scores, slots
-        lists, list_scores = self._lists_within(self._centres, queries, effort.reach, times)
-        return self._search_lists(queries, k, lists, list_scores, selector)
 
     def _go_through_lists(self, way: int) -> None:
         """Choose how FastScan does; another thread may change it meanwhile: all ways find the same."""
