@@ -206,7 +206,8 @@ def compare_build(arguments: argparse.Namespace) -> None:
         rates = [len(texts) / statistics.median(times) for times in (alone, build)]
         share = statistics.median(a / b for a, b in zip(alone, build, strict=True))
         shown = ", ".join(f"{name} {value:.2f}" for name, value in seconds.items())
-        print(f"| {job_name(job)} | {len(texts):,} | {rates[0]:,.1f} | {rates[1]:,.1f} | {share:.0%} | {shown} |")
+        row = (f"{len(texts):,}", f"{rates[0]:,.1f}", f"{rates[1]:,.1f}", f"{share:.0%}", shown)
+        print(f"| {job_name(job)} |", " | ".join(row), "|", flush=True)
     encoder.close()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,17 @@ def test_the_fast_pass_in_16_bits_agrees_with_the_plain_one_in_float32(
     expected = plain(tokens.take(order), tokens.lengths[order]).detach().numpy()
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     assert np.einsum("ij,ij->i", fast.encode(texts)[order], expected).min() >= 0.995
+
+
+def test_heads_that_the_kernel_for_all_lengths_refuses_attend_by_runs_of_one_length(
+    device: str, dtype: Dtype, tmp_path: Path
+) -> None:
+    directory = str(build_model(tmp_path / "m", hidden_size=52, num_attention_heads=2))
+    found = []
+    for options in (EncoderOptions(device=device, dtype=dtype), EncoderOptions(device="cpu", dtype=Dtype.FLOAT32)):
+        encoder = BulkEncoder.load(replace(options, model=directory))
+        found.append(encoder.encode(["the cat sat on the mat " * n for n in (1, 1, 2, 5, 8)]))
+    assert np.einsum("ij,ij->i", *found).min() >= 0.995
 
 
 def torch_float32() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class ByLength:
 
 @dataclass(frozen=True, slots=True)
 class Varlen:
-    """The kernel of torch for texts of all lengths at once: CUDA, 16 bits.
+    """The kernel of torch for texts of all lengths at once, on CUDA; `varlen_kernel` finds it.
 
     `bounds` (b + 1,) int32 on the device are where texts start, and the last one ends; `longest` is the longest length.
     """
@@ -136,11 +139,25 @@ def _turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1).to(x.dtype)
 
 
-def varlen_kernel() -> Callable[..., Tensor] | None:
-    """Return torch's kernel for texts of all lengths, new in torch 2.10, or None."""
+def varlen_kernel(heads: Tensor) -> Callable[..., Tensor] | None:
+    """Return torch's kernel for texts of all lengths, new in torch 2.10, or None where it does not run.
+
+    Which cards, number formats and sizes of a head it takes changes with torch (2.13: Ampere or newer, 16 bits, a
+    multiple of 8 up to 256), and not every wheel has it, so it is tried.
+
+    Args:
+        heads: (r, h, c), on the device and in the number format of what will attend.
+    """
+    import torch
+
     try:
         from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
+
+        bounds = torch.tensor([0, len(heads)], dtype=torch.int32, device=heads.device)
+        varlen_attn(heads, heads, heads, bounds, bounds, len(heads), len(heads))
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        logger.info("texts attend by runs of one length: torch's kernel for all lengths does not run here: %s", reason)
         return None
     kernel: Callable[..., Any] = varlen_attn
     return kernel

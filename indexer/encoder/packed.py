@@ -93,6 +93,8 @@ class PackedModel(ABC):
         self._n_heads = n_heads
         self._eps = eps
         self.device = words.device
+        heads = words.new_zeros((1, n_heads, self.dim // n_heads), dtype=dtype)
+        self._varlen = varlen_kernel(heads) if heads.is_cuda else None
 
     @abstractmethod
     def _embed(self, ids: NDArray[np.int32], texts: Texts) -> Tensor:
@@ -168,11 +170,9 @@ class PackedModel(ABC):
 
     def _attention(self, texts: Texts) -> Attention:
         """Return attention of every token to its whole text."""
-        import torch
-
-        if self.device.type == "cuda" and self._dtype is not torch.float32 and (kernel := varlen_kernel()):
+        if self._varlen is not None:
             bounds = np.append(texts.starts, texts.lengths.sum()).astype(np.int32)
-            return Varlen(kernel, self._to_device(bounds), int(texts.lengths.max()))
+            return Varlen(self._varlen, self._to_device(bounds), int(texts.lengths.max()))
         return ByLength(texts)
 
     def _means(self, x: Tensor, texts: Texts) -> Tensor:
@@ -227,7 +227,8 @@ class BertModel(PackedModel):
 
 def n_within(lengths: NDArray[np.int32], budget: int) -> int:
     """Return how many of the first texts have at most `budget` tokens together, at least one."""
-    return max(int(np.searchsorted(np.cumsum(lengths), budget, side="right")), 1)
+    # A text has a token at least, so no more texts than that need to be looked at.
+    return max(int(np.searchsorted(np.cumsum(lengths[:budget]), budget, side="right")), 1)
 
 
 def wide_dtype(model: Transformer, dtype: torch.dtype) -> torch.dtype:

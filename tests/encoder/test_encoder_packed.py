@@ -12,7 +12,7 @@ from models import FAMILIES, build_model, stored_as
 from passes import POOLINGS, TEXTS, check_random_weights, check_real_weights, longest_first, vectors
 
 from indexer.config import Pooling
-from indexer.encoder.attention import ByLength, Texts, Varlen
+from indexer.encoder.attention import ByLength, Texts, Varlen, varlen_kernel
 from indexer.encoder.engine import load_forward, load_model
 from indexer.encoder.models import resolve_model
 from indexer.encoder.modern import pack_modern
@@ -159,16 +159,30 @@ def test_attention_by_length_equals_the_kernel_for_all_lengths(only: int | None)
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_the_whole_pass_is_the_same_with_the_kernel_for_all_lengths(
-    family: str, pooling: Pooling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, pooling: Pooling, tmp_path: Path
 ) -> None:
+    packed, plain, tokenizer = both(build_model(tmp_path / "m", family), pooling)
+    packed._varlen = kernel_in_its_place()
+    ids, lengths = longest_first(tokenizer.encode(TEXTS, 64))
+    np.testing.assert_allclose(vectors(packed, ids, lengths), vectors(plain, ids, lengths), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "runs"), [(32, "float16", True), (26, "float16", False), (32, "float32", False)]
+)
+def test_the_kernel_for_all_lengths_is_found_only_where_it_runs(
+    size: int, dtype: str, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads of 26 numbers are those of BERTs of 312 dimensions; an older card refuses every head in the same way."""
     import torch
 
-    packed, plain, tokenizer = both(build_model(tmp_path / "m", family), pooling)
-    ids, lengths = longest_first(tokenizer.encode(TEXTS, 64))
+    heads = torch.zeros(1, 12, size, dtype=getattr(torch, dtype))
+    assert varlen_kernel(heads) is None, "on a CPU there is none"
 
-    def attention(_self: PackedModel, texts: Texts) -> Varlen:
-        bounds = torch.from_numpy(np.append(texts.starts, texts.lengths.sum()).astype(np.int32))
-        return Varlen(kernel_in_its_place(), bounds, int(texts.lengths.max()))
+    def as_torch_does(query: torch.Tensor, *_: object) -> torch.Tensor:
+        if query.dtype is torch.float32 or query.shape[2] % 8:
+            raise RuntimeError("head_size must be a multiple of 8, this is ensured by padding!")
+        return query
 
-    monkeypatch.setattr(PackedModel, "_attention", attention)
-    np.testing.assert_allclose(vectors(packed, ids, lengths), vectors(plain, ids, lengths), atol=1e-5)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", as_torch_does)
+    assert varlen_kernel(heads) is (as_torch_does if runs else None)
