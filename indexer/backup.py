@@ -32,7 +32,7 @@ from indexer.files import (
 )
 from indexer.generations import GenerationRow
 from indexer.lock import writer_lock
-from indexer.snapshot import Snapshot, read_snapshot
+from indexer.snapshot import Snapshot, SnapshotReader, read_snapshot
 from indexer.vectors import VectorReader
 from indexer.verify import verify_index
 
@@ -90,13 +90,15 @@ def backup_index(directory: Path, target: Path) -> BackupReport:
             sync_directory(target)
             temporary.rename(target / DATABASE)
             sync_directory(target)
+    with closing(SnapshotReader(target)) as copy:
+        n_documents = copy.n_documents()
     if problems := verify_index(target, deep=True, generations=False):
         msg = (
             f"the copy at {target} is not sound: {problems[0]}; do not rely on it, run: index verify {directory} --deep"
         )
         raise StorageError(msg)
     return BackupReport(
-        documents=snapshot.n_documents,
+        documents=n_documents,
         passages=snapshot.n_passages,
         generation=snapshot.generation is not None,
         bytes=directory_bytes(target),

@@ -19,6 +19,8 @@ from indexer.schema import APPLICATION_ID, FORMAT_VERSION, strangers
 BUSY_TIMEOUT_S = 10.0
 # A commit keeps readers out for as long as the disk takes; only that of a compaction is large.
 READER_TIMEOUT_S = 60.0
+# A reader may go through millions of documents in one transaction: a commit waits for it as long as readers wait.
+_COMMIT_TRIES = 6
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _LONGEST_VALUE_BYTES = 1 << 28
 _LONGEST_SETTING = 1 << 20
@@ -275,10 +277,14 @@ def transaction(connection: sqlite3.Connection, path: Path, kind: str = "DEFERRE
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        try:
-            connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            if not connection.in_transaction:
-                raise CommitError(f"{path}: {error}") from error
-            connection.execute("ROLLBACK")  # a reader kept it waiting too long
-            raise
+        for tries_left in reversed(range(_COMMIT_TRIES)):
+            try:
+                connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                if not connection.in_transaction:
+                    raise CommitError(f"{path}: {error}") from error
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or not tries_left:
+                    connection.execute("ROLLBACK")
+                    raise
+            else:
+                return

@@ -31,23 +31,48 @@ def scan(
         One int64 array a query: at least the k nearest (all slots when there are fewer), with all that rounding could
         not tell from the k-th, in no particular order.
     """
-    best_scores = [np.empty(0, np.float32) for _ in queries]
-    best_slots = [np.empty(0, np.int64) for _ in queries]
-    if not len(slots):
-        return best_slots
+    best = [_Best(k) for _ in queries]
     floors = np.full((len(queries), 1), -np.inf, np.float32)  # what is below is not among the k nearest
     for block_slots, block in _blocks(vectors, slots):
         # One query stays on one thread: two gain little on so short a product, and wait long on a busy machine.
         scores = np.vecdot(block, queries[0])[None] if len(queries) == 1 else queries @ block.T  # (q, b)
         good = scores >= floors
         for i in np.flatnonzero(good.any(axis=1)):
-            merged = np.concatenate((best_scores[i], scores[i, good[i]]))
-            merged_slots = np.concatenate((best_slots[i], block_slots[good[i]]))
-            if len(merged) > k:
-                floors[i] = np.partition(merged, -k)[-k] - ROUNDING
-            chosen = merged >= floors[i]
-            best_scores[i], best_slots[i] = merged[chosen], merged_slots[chosen]
-    return best_slots
+            floors[i] = best[i].add(scores[i, good[i]], block_slots[good[i]])
+    return [each.settled() for each in best]
+
+
+class _Best:
+    """What may be among the k nearest of one query.
+
+    What is new waits until it is as much as what is held, so that many with one score are not merged again and again.
+    """
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self._floor = -np.inf
+        self._scores = [np.empty(0, np.float32)]
+        self._slots = [np.empty(0, np.int64)]
+        self._n_waiting = 0
+
+    def add(self, scores: NDArray[np.float32], slots: NDArray[np.int64]) -> float:
+        """Take in some slots; return the score below which none is among the k nearest."""
+        self._scores.append(scores)
+        self._slots.append(slots)
+        self._n_waiting += len(slots)
+        if self._n_waiting >= len(self._slots[0]):
+            self.settled()
+        return self._floor
+
+    def settled(self) -> NDArray[np.int64]:
+        """Return the slots, without those that are not among the k nearest of all that came."""
+        scores, slots = np.concatenate(self._scores), np.concatenate(self._slots)
+        if len(scores) > self._k:
+            self._floor = np.partition(scores, -self._k)[-self._k] - ROUNDING
+            near = scores >= self._floor
+            scores, slots = scores[near], slots[near]
+        self._scores, self._slots, self._n_waiting = [scores], [slots], 0
+        return slots
 
 
 def _blocks(

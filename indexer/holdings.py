@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 
 from indexer.changes import Known, Twin
 from indexer.database import Meta, translated
-from indexer.documents import Document, is_storable, text_key
+from indexer.documents import Document, JsonValue, is_storable, text_key
+from indexer.errors import IndexCorruptError
 from indexer.generations import GenerationRow, read_generations
+from indexer.snapshot import read_dead_slots
 
 # The first of any number of copies will do.
 _TWIN = """
@@ -111,6 +114,18 @@ class Holdings:
         with translated(self._path):
             rows = self._sql.execute("SELECT slot FROM passages WHERE document IS NOT NULL ORDER BY slot")
             return np.fromiter((row[0] for row in rows), np.int64)
+
+    def dead_slots(self) -> NDArray[np.int64]:
+        """Return the slots of passages whose document is gone, int64 ascending."""
+        with translated(self._path):
+            return read_dead_slots(self._sql)
+
+    def asked(self) -> JsonValue:
+        """Return what was last asked of a generation, None when that is not known."""
+        with translated(self._path), suppress(IndexCorruptError):  # it can be asked again
+            asked: JsonValue = Meta(self._sql, self._path).json("asked")
+            return asked
+        return None
 
     def passage_texts(self, slots: NDArray[np.int64]) -> list[str]:
         """Return the texts of live passages in the order of their slots."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from indexer.ann.engine import require_faiss
-from indexer.ann.kinds import AnnOptions
+from indexer.ann.kinds import Kind
 from indexer.encoder.contract import Contract
 from indexer.errors import IndexCorruptError
 from indexer.lock import writer_lock
 from indexer.snapshot import SnapshotReader
 from indexer.store import Store
-from indexer.upkeep import bring_generation_up_to_date
+from indexer.upkeep import asked_before, bring_generation_up_to_date
 from indexer.verify import verify_index
 
 
@@ -48,7 +48,10 @@ def import_index(directory: Path) -> ImportReport:
             msg = f"{directory} is not taken in: {problems[0]}{more}"
             raise IndexCorruptError(msg)
         with closing(Store.open(directory)) as store:
+            asked = asked_before(store)
+            if asked.named_kind is Kind.FACTORY:  # FAISS does not check all that it reads there either
+                asked = replace(asked, kind=None)
             dropped = store.drop_generations([row.name for row in store.generations()])
-            bring_generation_up_to_date(store, AnnOptions())
+            bring_generation_up_to_date(store, replace(asked, kind=asked.kind or Kind.AUTO))
             counts = store.counts()
     return ImportReport(documents=counts["documents"], passages=counts["passages"], dropped_generations=dropped)

@@ -22,7 +22,7 @@ def describe(directory: Path) -> dict[str, JsonValue]:
         snapshot = reader.snapshot()
         generation = snapshot.generation
         return {
-            "documents": snapshot.n_documents,
+            "documents": reader.n_documents(),
             "passages": snapshot.n_passages,
             "complete": snapshot.is_complete,
             "dim": snapshot.layout.dim,

@@ -132,7 +132,7 @@ def selective_columns(connection: sqlite3.Connection) -> list[str]:
     """Return columns without an index that it would pay to index: few documents share a value, as for a user or a date.
 
     A sample tells: at least a tenth of the documents have a value, short strings or integers, and at most a tenth of
-    all pairs of documents are equal. Never more than four columns are indexed by themselves.
+    all pairs of documents are equal. None is indexed by itself where four are indexed already.
     """
     columns = table_columns(connection)
     first, last = connection.execute("SELECT min(document), max(document) FROM metadata").fetchone()
@@ -147,7 +147,8 @@ def selective_columns(connection: sqlite3.Connection) -> list[str]:
     shares = {name: _share_equal(values) for name, *values in zip(columns, *rows, strict=True)}
     chosen = sorted((share, name) for name, share in shares.items() if share is not None and share <= _MOST_MEETING)
     there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
-    return [name for _, name in chosen[:_MAX_INDEXED] if f"metadata_{name}" not in there]
+    new = [name for _, name in chosen if f"metadata_{name}" not in there]
+    return new[: max(_MAX_INDEXED - sum(f"metadata_{name}" in there for name in columns), 0)]
 
 
 def _share_equal(values: Sequence[object]) -> float | None:

@@ -36,7 +36,6 @@ class Snapshot:
 
     seq: int
     n_rows: int
-    n_documents: int
     is_complete: bool
     vector_file: str
     layout: VectorLayout
@@ -122,6 +121,12 @@ class SnapshotReader:
         with self.transaction():
             return read_snapshot(self._sql, self._path)
 
+    def n_documents(self) -> int:
+        """Return how many documents there are; it takes a pass over an SQL index, and so longer for more of them."""
+        with self.transaction():
+            n: int = self._sql.execute("SELECT count(*) FROM documents").fetchone()[0]
+        return n
+
     def matching_slots(self, condition: CompiledFilter) -> NDArray[np.int64]:
         """Return the live slots whose document meets a filter, ascending. Call it within `transaction`."""
         # SQLite takes whatever index there is, but where many documents meet a filter, a scan is faster.
@@ -135,7 +140,9 @@ class SnapshotReader:
         return self._slots(_slots_query(condition, "NOT INDEXED"), parameters)
 
     def _slots(self, query: str, parameters: tuple[str | int | float, ...]) -> NDArray[np.int64]:
-        return np.sort(np.fromiter((row[0] for row in self._sql.execute(query, parameters)), np.int64))
+        found = np.fromiter((row[0] for row in self._sql.execute(query, parameters)), np.int64)
+        found.sort()
+        return found
 
     def matching_rows(self, condition: CompiledFilter) -> list[int]:
         """Return the rows of the documents that meet a filter."""
@@ -179,7 +186,10 @@ class SnapshotReader:
             return [(slot, self._metadata(metadata).get(field)) for slot, metadata in rows]
 
     def known_ids(self, ids: Sequence[str], condition: CompiledFilter | None = None) -> set[str]:
-        """Return those ids that the index has, with a filter those whose document meets it."""
+        """Return those ids that the index has, with a filter those whose document meets it.
+
+        A filter must have been compiled for this very commit: call it within `transaction`.
+        """
         wanted = json.dumps([id_ for id_ in ids if is_storable(id_)])
         query = "SELECT d.id FROM json_each(?) AS j JOIN documents AS d ON d.id = j.value"
         parameters: tuple[str | int | float, ...] = (wanted,)
@@ -231,18 +241,22 @@ def read_snapshot(sql: sqlite3.Connection, path: Path) -> Snapshot:
     if sql.execute("SELECT coalesce(max(slot) + 1, 0) FROM passages").fetchone()[0] != n_rows:
         msg = f"{path} is damaged: n_rows is {n_rows}, but the passages end elsewhere; {mend(path.parent)}"
         raise IndexCorruptError(msg)
-    dead = sql.execute("SELECT slot FROM passages WHERE document IS NULL ORDER BY slot")
     return Snapshot(
         seq=meta.count("seq"),
         n_rows=n_rows,
-        n_documents=sql.execute("SELECT count(*) FROM documents").fetchone()[0],
         is_complete=bool(meta["complete"]),
         vector_file=meta.text("vector_file"),
         layout=VectorLayout.of(meta, path),
-        dead=np.fromiter((row[0] for row in dead), np.int64),
+        dead=read_dead_slots(sql),
         generations=tuple(read_generations(sql, path)),
         fields=_read_fields(sql),
     )
+
+
+def read_dead_slots(sql: sqlite3.Connection) -> NDArray[np.int64]:
+    """Return the slots of passages whose document is gone, int64 ascending."""
+    rows = sql.execute("SELECT slot FROM passages WHERE document IS NULL ORDER BY slot")
+    return np.fromiter((row[0] for row in rows), np.int64)
 
 
 def _read_fields(sql: sqlite3.Connection) -> dict[str, Field]:

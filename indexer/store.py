@@ -253,6 +253,7 @@ class Store(Holdings):
         """Name a durable generation file and drop all others; their files are removed after the commit."""
         old = [row.name for row in self.generations()]
         with self.changing() as sql:
+            _keep_asked(sql, generation)
             sql.execute("DELETE FROM generations")
             sql.execute(
                 "INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -273,6 +274,7 @@ class Store(Holdings):
     def update_generation(self, generation: GenerationRow) -> None:
         """Record other details of a generation whose file stays."""
         with self.changing() as sql:
+            _keep_asked(sql, generation)
             details = (json.dumps(generation.details), generation.name)
             sql.execute("UPDATE generations SET details = ? WHERE name = ?", details)
 
@@ -306,6 +308,8 @@ class Store(Holdings):
             sql.execute("DELETE FROM passages")
             sql.execute("INSERT INTO passages SELECT rowid - 1, * FROM live ORDER BY rowid")
             sql.execute("DROP TABLE live")
+            for row in self.generations():
+                _keep_asked(sql, row)
             sql.execute("DELETE FROM blocks")
             sql.executemany("INSERT INTO blocks VALUES (?, ?, ?)", blocks)
             sql.execute("DELETE FROM generations")
@@ -395,3 +399,9 @@ class Store(Holdings):
         if missing := sorted(name for name in named if not (self.directory / name).exists() and name[:3] == "vec"):
             msg = f"{self.directory}: the file {missing[0]} is missing; {mend(self.directory)}"
             raise IndexCorruptError(msg)
+
+
+def _keep_asked(sql: sqlite3.Connection, generation: GenerationRow) -> None:
+    """Keep what was asked of a generation beside its row, which goes with the vector file that it belongs to."""
+    if "asked" in generation.details:
+        sql.execute("INSERT OR REPLACE INTO meta VALUES ('asked', ?)", (json.dumps(generation.details["asked"]),))

@@ -23,7 +23,7 @@ from indexer.vectors import VectorReader
 
 TAIL_SLOTS = 20_000
 DEAD_SHARE = 0.2
-# After so many appended or dead slots the recall is measured again.
+# After so many appended or dead slots the recall is measured again: of newer queries, without what is dead.
 CHECK_SLOTS = 5_000
 
 
@@ -44,24 +44,31 @@ class RebuildReport:
     @classmethod
     def of(cls, row: GenerationRow, warnings: Sequence[str]) -> RebuildReport:
         """Return the report of a generation."""
-        match row.details.get("search"):
-            case {"recall@10": float(recall)}:
-                measured: float | None = recall
-            case _:
-                measured = None
         return cls(
             kind=row.kind,
             factory=str(row.details["factory"]),
             slots=row.n_slots,
             bytes=row.n_bytes,
-            recall=measured,
+            recall=_recorded_recall(row),
             warnings=tuple(warnings),
         )
 
 
 def asked_before(store: Store) -> AnnOptions:
-    """Return what was asked of the generation that there is, so that the next one is made alike."""
-    return _asked(_current(store))
+    """Return what was asked of the last generation, so that the next one is made alike; nothing when it is unknown."""
+    current = _current(store)
+    match (current.details.get("asked") if current else None) or store.asked():
+        case {
+            "kind": str() | None as kind,
+            "target_recall": float() | int() | None as target,
+            "max_memory_bytes": int() | None as memory,
+        }:
+            try:
+                return AnnOptions(kind=kind, target_recall=target, max_memory_bytes=memory)
+            except UsageError:
+                return AnnOptions()
+        case _:
+            return AnnOptions()
 
 
 def bring_generation_up_to_date(
@@ -83,7 +90,7 @@ def bring_generation_up_to_date(
     if store.n_rows == 0:
         return []
     current = _current(store)
-    before = _asked(current)
+    before = asked_before(store)
     asked = asked.over(before)
     if current is None or asked != before or not is_usable(store.directory, current, store.layout.dim):
         return _rebuild(store, asked, on_progress, device)
@@ -139,7 +146,7 @@ def rebuild_generation(
     SnapshotReader(directory).close()  # says so when there is no index
     with writer_lock(directory), closing(Store.open(directory)) as store:
         _refuse_empty(store)
-        asked = asked.over(_asked(_current(store)))
+        asked = asked.over(asked_before(store))
         check_recipe(asked, store.layout.dim, device)
         warnings = _rebuild(store, asked, on_progress, device)
         return store.generations()[0], warnings
@@ -165,7 +172,7 @@ def tune_generation(directory: Path, target_recall: float | None, on_progress: O
         if current is None:
             msg = f"{directory} has no generation to tune; make one: index rebuild {directory}"
             raise UsageError(msg)
-        asked = AnnOptions(target_recall=target_recall).over(_asked(current))
+        asked = AnnOptions(target_recall=target_recall).over(asked_before(store))
         try:
             generation = Generation(directory, current, store.layout.dim)
         except FileNotFoundError as error:
@@ -178,8 +185,7 @@ def tune_generation(directory: Path, target_recall: float | None, on_progress: O
             msg = f"the generation of {directory} holds one vector: there is nothing to tune; add documents first"
             raise UsageError(msg)
         with _open_vectors(store) as vectors:
-            step = _steps(on_progress)
-            tuning = Trial(vectors, generation.n_slots, step).tune(generation.index, asked.target, step)
+            tuning = _tune(store, vectors, generation, asked, on_progress)
         details = {**current.details, **_tuned(tuning), "asked": asdict(asked)}
         store.update_generation(replace(current, details=details))
         return tuning
@@ -202,8 +208,7 @@ def _rebuild(store: Store, asked: AnnOptions, on_progress: OnProgress, device: s
         details = {**row.details, "asked": asdict(asked), "n_dead": store.counts()["dead"]}
         if not recipe.kind.is_exact and row.n_slots > 1:
             generation = Generation(store.directory, row, store.layout.dim)
-            step = _steps(on_progress)
-            tuning = Trial(vectors, row.n_slots, step).tune(generation.index, asked.target, step)
+            tuning = _tune(store, vectors, generation, asked, on_progress)
             details |= _tuned(tuning)
             if not tuning.is_reached:
                 warnings.append(_missed(row, tuning.chosen, tuning.target))
@@ -229,15 +234,44 @@ def _check(
     on_progress: OnProgress,
     device: str | None,
 ) -> list[str]:
-    """Measure the recall of the generation with the parameters it has, and build it anew when that is too low."""
+    """Measure the recall again; where it is surely too low, tune again, and build anew where that does not help.
+
+    What did not reach the target when it was built is not built again for it.
+    """
     generation = Generation(store.directory, current, store.layout.dim)
     with _open_vectors(store) as vectors:
-        point = Trial(vectors, generation.n_slots, _steps(on_progress)).measure(generation.index, generation.effort)
-    if point.recall < asked.target:
-        return _rebuild(store, asked, on_progress, device)
-    details = {**current.details, "search": point.to_json(), "n_changed_at_check": n_changed, "checked_at": now()}
+        trial = _trial(store, vectors, generation, on_progress)
+        point = trial.measure(generation.index, generation.effort)
+        found: dict[str, JsonValue] = {"search": point.to_json(), "checked_at": now()}
+        if point.possible_recall < asked.target:
+            tuning = trial.tune(generation.index, asked.target, _steps(on_progress))
+            if not tuning.is_reached and (_recorded_recall(current) or 0.0) >= asked.target:
+                return _rebuild(store, asked, on_progress, device)
+            found = _tuned(tuning)
+    details = {**current.details, **found, "n_changed_at_check": n_changed}
     store.update_generation(replace(current, details=details))
     return []
+
+
+def _trial(store: Store, vectors: VectorReader, generation: Generation, on_progress: OnProgress) -> Trial:
+    # An index that takes no filter is not searched once there are dead slots.
+    dead = store.dead_slots() if generation.index.takes_filters else None
+    return Trial(vectors, generation.n_slots, _steps(on_progress), dead=dead)
+
+
+def _tune(
+    store: Store, vectors: VectorReader, generation: Generation, asked: AnnOptions, on_progress: OnProgress
+) -> Tuning:
+    return _trial(store, vectors, generation, on_progress).tune(generation.index, asked.target, _steps(on_progress))
+
+
+def _recorded_recall(row: GenerationRow) -> float | None:
+    """Return the recall@10 that was measured of a generation, None when none was."""
+    match row.details.get("search"):
+        case {"recall@10": float(recall)}:
+            return recall
+        case _:
+            return None
 
 
 def _steps(on_progress: OnProgress) -> Callable[[], None]:
@@ -263,22 +297,6 @@ def _missed(row: GenerationRow, point: Point, target: float) -> str:
 
 def _current(store: Store) -> GenerationRow | None:
     return next((row for row in store.generations() if row.vector_file == store.vector_file), None)
-
-
-def _asked(row: GenerationRow | None) -> AnnOptions:
-    """Return what was asked of a generation when it was built, nothing when its row does not say so."""
-    match None if row is None else row.details.get("asked"):
-        case {
-            "kind": str() | None as kind,
-            "target_recall": float() | int() | None as target,
-            "max_memory_bytes": int() | None as memory,
-        }:
-            try:
-                return AnnOptions(kind=kind, target_recall=target, max_memory_bytes=memory)
-            except UsageError:
-                return AnnOptions()
-        case _:
-            return AnnOptions()
 
 
 def _number(details: Mapping[str, JsonValue], key: str) -> int:

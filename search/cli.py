@@ -65,9 +65,10 @@ def query(
             answers = [searcher.more_like(like, top_k, **options)]
         else:
             answers = searcher.search_batch([item.text for item in asked], top_k, **options)
-        if where is not None and not any(answers):
+        if where is not None and answers and not any(answers):
             held = "; ".join(f"{name}: {', '.join(types)}" for name, types in searcher.types_of(where).items())
-            say(f"note: no document meets the filter; types never cross, and the fields hold {held}")
+            others = "document" if like is None else "other document"
+            say(f"note: no {others} meets the filter; types never cross, and the fields hold {held}")
     form = form or (Format.TABLE if sys.stdout.isatty() else Format.JSONL)
     width = shutil.get_terminal_size().columns
     for line in render(form, asked, answers, width=width, hidden=searcher.text_fields):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -231,16 +232,21 @@ class _Search:
     def all_ties(self, index: _Exact) -> _Found:
         """Ask an exact index for more until no slot with the score of the last hit can be outside."""
         wanted = self.k + _SPARE
-        while True:
-            scores, slots = index.search(self.queries, wanted, allowed=self.allowed.bits)
-            found = self._ranked(slots)
-            settled = all(
-                near[-1] < 0 or len(best) < self.k or row[-1] < best[-1] - index.rounding
-                for row, near, (best, _) in zip(scores, slots, found, strict=True)
-            )
-            if settled or wanted >= index.n_slots:
-                return found
+        found: _Found = [(np.empty(0), np.empty(0, np.int64))] * len(self.queries)
+        asked = np.arange(len(self.queries))
+        while len(asked):
+            scores, slots = index.search(self.queries[asked], wanted, allowed=self.allowed.bits)
+            for i, best in zip(asked, self._ranked(slots, asked), strict=True):
+                found[i] = best
+            if wanted >= index.n_slots:
+                break
+            is_open = [
+                near[-1] >= 0 and len(found[i][0]) == self.k and row[-1] >= found[i][0][-1] - index.rounding
+                for i, row, near in zip(asked, scores, slots, strict=True)
+            ]
+            asked = asked[is_open]
             wanted = min(wanted * 4, index.n_slots)
+        return found
 
     def at_tuned_effort(self, generation: Generation) -> _Found | None:
         """Search as hard as was tuned, harder for more hits and for a filter, and wider until there are k hits.
@@ -266,7 +272,7 @@ class _Search:
             is_all = probes >= index.max_probes
             # Where a filter leaves fewer candidates than are to be compared, nearer ones lie in other lists.
             if is_all or self.allowed.bits is None or (slots[:, -1] >= 0).all():
-                found = self._ranked(slots)
+                found = self._ranked(slots, range(len(slots)))
                 if all(len(best) == self.k for best, _ in found):
                     return found
             if is_all:
@@ -281,11 +287,13 @@ class _Search:
         is_allowed = is_near & self.allowed.has(slots)
         return float(((is_allowed.sum(axis=1) + 1) / (is_near.sum(axis=1) + 1)).min())
 
-    def _ranked(self, slots: NDArray[np.int64]) -> _Found:
-        candidates = slots if self.in_tail is None else map(np.concatenate, zip(slots, self.in_tail, strict=True))
-        return [
-            rank(self.view.vectors, query, near, self.k) for query, near in zip(self.queries, candidates, strict=True)
-        ]
+    def _ranked(self, slots: NDArray[np.int64], asked: Iterable[int]) -> _Found:
+        """Return the nearest among the slots found for some queries, given by their places, and the newer slots."""
+        found = []
+        for i, near in zip(asked, slots, strict=True):
+            candidates = near if self.in_tail is None else np.concatenate((near, self.in_tail[i]))
+            found.append(rank(self.view.vectors, self.queries[i], candidates, self.k))
+        return found
 
 
 def _answer(found: _Found, plan: str, *, is_exact: bool) -> Nearest:

@@ -163,11 +163,12 @@ def _of_source(
 
     texts, labels, n_left_out = _read_tests(reader, field, tests)
     contract = Contract.from_json(reader.setting("contract"))
-    encoder = BulkEncoder.load(EncoderOptions(model=model), contract=contract, allow_download=allow_download)
-    if contract.chunk_tokens is not None:
-        firsts = (spans[0] for spans in encoder.passages(texts))
-        texts = [text[start:end] for text, (start, end) in zip(texts, firsts, strict=True)]
-    return Examples(encoder.encode(texts), np.array(labels, np.str_)), n_left_out
+    options = EncoderOptions(model=model)
+    with closing(BulkEncoder.load(options, contract=contract, allow_download=allow_download)) as encoder:
+        if contract.chunk_tokens is not None:
+            firsts = (spans[0] for spans in encoder.passages(texts))
+            texts = [text[start:end] for text, (start, end) in zip(texts, firsts, strict=True)]
+        return Examples(encoder.encode(texts), np.array(labels, np.str_)), n_left_out
 
 
 def _read_tests(reader: SnapshotReader, field: str, tests: Source) -> tuple[list[str], list[str], int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -64,13 +65,17 @@ class Searcher:
         self.directory = directory
         self._card = _open_card(device)
         self._reader = SnapshotReader(directory)
-        self.contract = Contract.from_json(self._reader.setting("contract"))
-        self.text_fields: tuple[str, ...] = tuple(self._reader.setting("read")["text_fields"])
         self._model = model
         self._allow_download = allow_download
         self._encoder: QueryEncoder | None = None
         self._lock = RLock()
-        self._view: View | None = self._open_view()
+        try:
+            self.contract = Contract.from_json(self._reader.setting("contract"))
+            self.text_fields: tuple[str, ...] = tuple(self._reader.setting("read")["text_fields"])
+            self._view: View | None = self._open_view()
+        except BaseException:
+            self._reader.close()
+            raise
 
     @classmethod
     def open(
@@ -108,8 +113,11 @@ class Searcher:
         self.close()
 
     def close(self) -> None:
-        """Close the files of the index."""
+        """Close the files of the index, and let go of the model."""
         with self._lock:
+            if self._encoder is not None:
+                self._encoder.close()
+                self._encoder = None
             if self._view is not None:
                 self._view.close()
                 self._view = None
@@ -122,7 +130,9 @@ class Searcher:
         return self._current().snapshot.is_complete
 
     def __len__(self) -> int:
-        return self._current().snapshot.n_documents
+        with self._lock:
+            self._current()
+            return self._reader.n_documents()
 
     def refresh(self) -> bool:
         """Go to the newest commit of the index, and return whether that is a newer one.
@@ -204,33 +214,41 @@ class Searcher:
             UsageError: the index does not have the id.
         """
         with self._lock:
-            self._current()
-            with self._reader.transaction():  # slots and vectors of one commit
-                self.refresh()
+            with self._newest() as view:  # slots and vectors of one commit
                 slots = self._reader.document_slots(id_)
                 if not slots:
                     msg = f"the index has no document with id {id_!r}"
                     raise UsageError(msg)
-                query = self._current().vectors.rows(np.array(slots, np.int64)).mean(axis=0, keepdims=True)
+                query = view.vectors.rows(np.array(slots, np.int64)).mean(axis=0, keepdims=True)
             query /= np.linalg.norm(query)
             return self._search(query, _Ask(k, where, passages, exact, with_text, id_))[0]
 
     def types_of(self, where: Where) -> dict[str, list[str]]:
         """Return the JSON types of the fields that a filter asks about, as the documents hold them."""
-        fields = self._current().snapshot.fields
-        return {name: sorted(fields[name].types) for name in sorted(fields_of(parse_filter(where)))}
+        with self._newest() as view:
+            fields = view.snapshot.fields
+            wanted = parse_filter(where)
+            compile_filter(wanted, fields)  # refuses fields that no document has
+            return {name: sorted(fields[name].types) for name in sorted(fields_of(wanted))}
 
     def known_ids(self, ids: Iterable[str], where: Where | None = None) -> set[str]:
         """Return those ids that the index has, with a filter those whose document meets it."""
-        with self._lock:
-            view = self._current()
-            if where is None:
-                return self._reader.known_ids(sorted(ids))
-            condition = compile_filter(parse_filter(where), view.snapshot.fields)
+        with self._newest() as view:
+            condition = None if where is None else compile_filter(parse_filter(where), view.snapshot.fields)
             return self._reader.known_ids(sorted(ids), condition)
+
+    @contextmanager
+    def _newest(self) -> Iterator[View]:
+        """Hold the newest commit for a block."""
+        with self._lock:
+            self._current()
+            with self._reader.transaction():
+                self.refresh()
+                yield self._current()
 
     def _query_encoder(self) -> QueryEncoder:
         with self._lock:
+            self._current()
             if self._encoder is None:
                 self._encoder = open_query_encoder(
                     self.contract, model=self._model, allow_download=self._allow_download

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 from unittest.mock import patch
@@ -144,6 +145,26 @@ def test_a_refused_write_stops_it_and_nothing_changes(call: str, index: tuple[Pa
     with patch.object(os, call, refuse), pytest.raises(StorageError, match="No space left"):
         compact_index(out)
     assert {path.name for path in out.iterdir()} == names
+    check(out, oracle)
+
+
+def test_what_was_asked_of_the_generation_outlasts_a_compaction_that_is_cut_off(
+    index: tuple[Path, Oracle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, oracle = index
+    Index(out).rebuild(kind="hnsw", target_recall=0.8)
+    with monkeypatch.context() as patched:
+
+        def stop(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        patched.setattr("indexer.upkeep.build_generation", stop)
+        with pytest.raises(KeyboardInterrupt):
+            compact_index(out)
+    assert sql(out, "SELECT count(*) FROM generations") == [(0,)]
+    compact_index(out)
+    ((kind, details),) = sql(out, "SELECT kind, details FROM generations")
+    assert (kind, json.loads(details)["target_recall"]) == ("hnsw", 0.8)
     check(out, oracle)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import indexer.exact
 from indexer.config import VectorDtype
 from indexer.exact import rank, scan
 from indexer.vectors import BLOCK_ROWS, VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
@@ -88,6 +89,25 @@ def test_of_many_equal_vectors_the_lowest_slots_win_even_across_blocks(tmp_path:
             scores, slots = rank(vectors, query[0], near, k)
             np.testing.assert_array_equal(slots[: len(same)], same[:k])
             assert len(set(scores[: min(k, len(same))])) == 1
+
+
+def test_slots_of_one_score_are_merged_a_few_times_however_many_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = units(1, 6)
+    merged = []
+    settled = indexer.exact._Best.settled
+
+    def counting(best: indexer.exact._Best) -> np.ndarray:
+        merged.append(len(settled(best)))
+        return settled(best)
+
+    monkeypatch.setattr(indexer.exact, "_SCAN_BYTES", 4 * DIM * 50)
+    monkeypatch.setattr(indexer.exact._Best, "settled", counting)
+    with write(tmp_path, np.repeat(query, N, axis=0), VectorDtype.F16) as vectors:
+        (near,) = scan(vectors, query, 10, range(N))
+    np.testing.assert_array_equal(np.sort(near), np.arange(N))
+    assert len(merged) < 2 * np.log2(N)
 
 
 def test_a_score_does_not_depend_on_what_is_ranked_beside_it(vectors: VectorReader) -> None:

@@ -274,4 +274,8 @@ def test_fields_with_values_of_few_documents_are_indexed_by_themselves_in_a_larg
     before = seq()
     build(tmp_path, [record(i) for i in range(200)])
     assert seq() == before + 2  # it was marked incomplete, then complete: nothing was left to index
+    sql(tmp_path, "DROP INDEX metadata_user")
+    build(tmp_path, [record(i) | {"more": i} for i in range(200)])
+    made = {"metadata_at", "metadata_late", "metadata_more", "metadata_place"}
+    assert indexed() == made, "as many as before: those that are there stay, one more fits"
     assert verify_index(tmp_path, deep=True) == []

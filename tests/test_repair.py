@@ -142,6 +142,13 @@ def test_damaged_vectors_are_named_and_encoded_again_only_when_told_to(at: int, 
     check(index)
 
 
+def test_what_was_asked_of_the_generation_outlasts_a_repair_of_vectors(index: Path) -> None:
+    Index(index).rebuild(kind="hnsw")
+    flip_byte(only(index, "vectors-*"), 4096)
+    assert repair(index, encode_damaged=True).left == []
+    assert sql(index, "SELECT kind FROM generations") == [("hnsw",)]
+
+
 @pytest.mark.parametrize("way", ["remove", "header", "short", "empty", "replace by a link"])
 def test_a_vector_file_that_is_lost_is_encoded_again(way: str, index: Path, tmp_path: Path) -> None:
     path = only(index, "vectors-*")

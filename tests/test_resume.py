@@ -107,9 +107,9 @@ def check_sound(out: Path, undisturbed: object) -> None:
     """Check that an index is complete, whole, without strays, and gives the answers of an undisturbed build."""
     reader = SnapshotReader(out)
     snapshot = reader.snapshot()
+    assert reader.n_documents() == snapshot.n_rows == N
     reader.close()
     assert snapshot.is_complete
-    assert snapshot.n_documents == snapshot.n_rows == N
     assert verify_index(out, deep=True) == []
     assert len([path for path in out.iterdir() if is_own_name(path.name)]) == 2
     assert answers(out) == undisturbed

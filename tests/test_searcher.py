@@ -100,6 +100,24 @@ def test_the_oldest_win_ties_although_the_generation_gives_the_youngest_first(
             oracle.check_searcher(searcher, QUERIES, k, where={"n": {"$gt": 30}}, keep=lambda r: r["n"] > 30)
 
 
+def test_ties_of_one_query_do_not_make_the_others_be_asked_again(
+    world: tuple[Path, Oracle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, oracle = world
+    choose("generation", monkeypatch)
+    real, asked = AnnIndex.search, []
+
+    def counting(index: AnnIndex, queries: np.ndarray, k: int, *, allowed: np.ndarray | None) -> tuple:
+        asked.append((len(queries), k))
+        return real(index, queries, k, allowed=allowed)
+
+    monkeypatch.setattr(AnnIndex, "search", counting)
+    with searching(out) as searcher:
+        oracle.check_searcher(searcher, QUERIES, 5)
+    assert [n for n, _ in asked] == [3, 1, 1][: len(asked)]
+    assert len(asked) > 1, "a third of the texts are the same words"
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("limit", [0, 1, 2, 20, 120, N, N + 10, N + 30])
 def test_a_filter_gives_min_of_k_and_its_matches_whatever_their_share(
@@ -180,6 +198,7 @@ def test_a_closed_searcher_says_so(world: tuple[Path, Oracle]) -> None:
         lambda: searcher.search("x"),
         lambda: searcher.more_like("d1"),
         lambda: searcher.known_ids(["d1"]),
+        lambda: searcher.types_of({"n": 1}),
         lambda: searcher.is_complete,
         lambda: len(searcher),
     ):
@@ -254,6 +273,17 @@ def test_a_filter_may_name_a_field_that_came_with_the_last_commit(small: tuple[P
             searcher.search("x", where={"colour": "red"})
         build(out, [{"id": "red", "text": "a red one", "colour": "red"}])
         assert [hit.id for hit in searcher.search("x", where={"colour": "red"})] == ["red"]
+
+
+def test_what_is_asked_of_fields_is_asked_of_the_newest_commit(small: tuple[Path, Oracle]) -> None:
+    out, _ = small
+    with searching(out) as searcher:
+        assert searcher.known_ids(["d7"], {"n": {"$gt": 3}}) == {"d7"}
+        build(out, [{"id": "new", "text": "a new one", "n": "many", "colour": "red"}])
+        assert searcher.known_ids(["d7", "new"], {"n": {"$gt": 3}}) == {"d7"}, "types never cross"
+        assert searcher.types_of({"n": 1, "colour": "red"}) == {"colour": ["string"], "n": ["integer", "string"]}
+        with pytest.raises(FilterError, match="no document has the field 'size'"):
+            searcher.types_of({"size": 1})
 
 
 def hooked(real: Callable, act: Callable[[], None], times: int) -> Callable:

@@ -7,6 +7,7 @@ import gc
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -160,10 +161,26 @@ def test_a_commit_that_a_reader_holds_up_too_long_is_undone_and_the_next_one_wor
         with closing(SnapshotReader(tmp_path)) as reader:
             with reader.transaction(), pytest.raises(StorageError, match="locked"):
                 append(store, [document("b", "two")])
-            assert reader.snapshot().n_documents == 1
+            assert reader.n_documents() == 1
         append(store, [document("c", "three")])
     assert sql(tmp_path, "SELECT id FROM documents") == [("a",), ("c",)]
     assert verify_index(tmp_path, deep=True) == []
+
+
+def test_a_commit_waits_for_a_reader_longer_than_sqlite_does_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer.database, "BUSY_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(indexer.database, "_COMMIT_TRIES", 1_000)
+    with closing(create(tmp_path)) as store, closing(SnapshotReader(tmp_path)) as reader:
+        append(store, [document("a", "one")])
+        with ThreadPoolExecutor() as threads:
+            with reader.transaction():
+                committed = threads.submit(append, store, [document("b", "two")])
+                with pytest.raises(TimeoutError):
+                    committed.result(timeout=0.2)
+            committed.result(timeout=60)
+    assert sql(tmp_path, "SELECT id FROM documents") == [("a",), ("b",)]
 
 
 @pytest.mark.parametrize("function", ["pwrite", "fsync"])
@@ -204,7 +221,7 @@ def test_rows_written_without_a_commit_are_never_seen_and_cut_off_by_the_next_wr
     assert path.stat().st_size == store.layout.file_bytes(3)  # what a kill between append and COMMIT leaves
     assert verify_index(directory, deep=True) == []
     with closing(SnapshotReader(directory)) as reader:
-        assert (reader.snapshot().n_rows, reader.snapshot().n_documents) == (2, 2)
+        assert (reader.snapshot().n_rows, reader.n_documents()) == (2, 2)
     store.close()
     with closing(Store.open(directory)) as again:
         assert path.stat().st_size == again.layout.file_bytes(2)

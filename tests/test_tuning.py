@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from indexer.ann.kinds import AnnOptions, Kind
 from indexer.ann.tuning import Trial
 from indexer.config import VectorDtype
 from indexer.errors import IndexCorruptError, UsageError
+from indexer.generations import GenerationRow
 from indexer.info import generation_text
 from indexer.progress import Progress, tell_nobody
 from indexer.store import Store
@@ -118,6 +120,43 @@ def test_what_was_asked_for_once_holds_until_something_else_is_asked_for(ann_ind
     assert row.details["target_recall"] == 0.8
 
 
+def test_dead_slots_are_neither_query_nor_answer_and_newer_slots_are_queries(
+    ann_index: Path, vectors_6000: np.ndarray
+) -> None:
+    row, _ = rebuild_generation(ann_index, AnnOptions(kind="IVF32,SQ8"), tell_nobody)
+    index = Generation(ann_index, row, DIM).index
+    dead = np.sort(np.random.default_rng(3).choice(N, 1_500, replace=False))
+    with closing(Store.open(ann_index)) as store:
+        append(store, newer := clustered(2_000, DIM, 9))
+    snapshot = snapshot_of(ann_index)
+    with VectorReader(ann_index, snapshot.vector_file, snapshot.layout, N + 2_000) as reader:
+        trial = Trial(reader, N, dead=dead)
+        point = trial.measure(index, Effort(probes=3, depth=20))
+    assert not np.isin(trial.own, dead).any()
+    assert 0.2 < np.mean(trial.own >= N) < 0.4  # 2,000 of 6,500
+    stored = np.concatenate((vectors_6000, newer)).astype(np.float16).astype(np.float32)
+    live = ~np.isin(np.arange(N), dead)
+    bits = np.packbits(live, bitorder="little")
+    hits = []
+    for own, query in zip(trial.own, trial.queries, strict=True):
+        scores = np.where(live, stored[:N] @ query, -2)
+        if own < N:
+            scores[own] = -2
+        truth = set(np.argsort(-scores)[:10].tolist())
+        n = 20 + (own < N)
+        _, slots = index.search(query[None], n, effort=Effort(probes=3, depth=20), allowed=bits)
+        hits.append(len((set(slots[0].tolist()) - {own}) & truth) / 10)
+    assert point.recall == pytest.approx(np.mean(hits), abs=2e-3)
+
+
+def change_row(store: Store, **details: object) -> GenerationRow:
+    """Let the one generation have other details."""
+    (row,) = store.generations()
+    row = replace(row, details={**row.details, **details})  # type: ignore[dict-item]
+    store.update_generation(row)
+    return row
+
+
 def test_recall_is_measured_again_after_many_changes(ann_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexer.upkeep, "CHECK_SLOTS", 100)
     rebuild_generation(ann_index, AnnOptions(kind="ivf", target_recall=0.8), tell_nobody)
@@ -130,12 +169,40 @@ def test_recall_is_measured_again_after_many_changes(ann_index: Path, monkeypatc
         bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
         (after,) = store.generations()
         assert (after.name, after.details["n_changed_at_check"]) == (before.name, 100)
-        spoiled = {**after.details, "search": {"probes": 1, "depth": 1}, "n_changed_at_check": 0}
-        store.update_generation(type(after)(**{**after.to_json(), "details": spoiled}))  # type: ignore[arg-type]
+        assert after.details["search"]["probes"] == before.details["search"]["probes"]  # type: ignore[index, call-overload]
+        assert after.details["search"] != before.details["search"]
+
+
+def test_where_the_recall_has_become_too_low_the_index_is_tuned_again(
+    ann_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer.upkeep, "CHECK_SLOTS", 100)
+    rebuild_generation(ann_index, AnnOptions(kind="ivf", target_recall=0.8), tell_nobody)
+    with closing(Store.open(ann_index)) as store:
+        append(store, clustered(100, DIM, 6))
+        spoiled = change_row(store, search={"probes": 1, "depth": 1, "recall@10": 0.9})
+        bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
+        (after,) = store.generations()
+    assert after.name == spoiled.name
+    assert after.details["search"]["recall@10"] >= 0.8  # type: ignore[index, call-overload, operator]
+
+
+def test_what_tuning_cannot_mend_is_built_anew_unless_it_never_reached_its_target(
+    ann_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer.upkeep, "CHECK_SLOTS", 100)
+    rebuild_generation(ann_index, AnnOptions(kind="PQ2x4", target_recall=0.999), tell_nobody)
+    with closing(Store.open(ann_index)) as store:
+        (missed,) = store.generations()
+        append(store, clustered(100, DIM, 6))
+        bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
+        (kept,) = store.generations()
+        assert (kept.name, kept.details["n_changed_at_check"]) == (missed.name, 100)
+        change_row(store, search={"probes": 0, "depth": 400, "recall@10": 0.9995}, n_changed_at_check=0)
         bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
         (anew,) = store.generations()
-        assert anew.name != after.name
-        assert anew.n_slots == N + 100
+    assert anew.name != missed.name
+    assert anew.n_slots == N + 100
 
 
 def test_an_interrupt_while_an_index_is_trained_leaves_the_old_one(ann_index: Path) -> None:

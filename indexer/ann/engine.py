@@ -197,7 +197,7 @@ class AnnIndex:
         queries = np.ascontiguousarray(queries)
         self._go_through_lists(_LIST_BY_LIST if len(queries) == 1 else _TOGETHER)
         selector = None if allowed is None else self._faiss.IDSelectorBitmap(allowed)
-        k = min(k, self.n_slots * self.copies)
+        k = int(min(k, self.n_slots * self.copies))  # FAISS takes no integer of numpy
         probes = self.max_probes if effort is None else self.probes(effort, times)
         copy_answers = self._copy is not None and selector is None and max(k, probes) <= _GPU_MOST
         if copy_answers and (answer := self._ask_copy(queries, k, probes)) is not None:

@@ -1,7 +1,7 @@
 """Search parameters that reach a recall, measured against exact search on vectors of the corpus.
 
-A vector drawn from the corpus is the query; its own slot is left out of truth and answer. Among the parameters whose
-recall is above the target with 99 % confidence the fastest are taken.
+A live vector drawn from the corpus, which the index may not hold yet, is the query; its own slot is left out of truth
+and answer. Among the parameters whose recall is above the target with 99 % confidence the fastest are taken.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ class Point:
     def sure_recall(self) -> float:
         """The recall that is reached with 99 % confidence."""
         return _sure(self.recall, self.error)
+
+    @property
+    def possible_recall(self) -> float:
+        """The recall that is not reached with 99 % confidence."""
+        return _sure(self.recall, -self.error)
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return the point as it is kept with the generation."""
@@ -87,19 +92,38 @@ class Trial:
     ten, how many nearest are looked for.
     """
 
-    def __init__(self, vectors: VectorReader, n_slots: int, on_step: Callable[[], None] | None = None) -> None:
-        """Draw the queries among slots below `n_slots` and find their nearest there."""
+    def __init__(
+        self,
+        vectors: VectorReader,
+        n_slots: int,
+        on_step: Callable[[], None] | None = None,
+        *,
+        dead: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Draw the queries among all rows and find their nearest among slots below `n_slots`.
+
+        Args:
+            vectors: the vector file.
+            n_slots: how many slots the indexes hold that will be tried.
+            on_step: called when the nearest are found, so that the work can be interrupted.
+            dead: slots, int64 ascending, that are neither query nor answer; an index that is tried must take filters.
+        """
+        dead = np.empty(0, np.int64) if dead is None else dead
         self._vectors = vectors
-        n = min(_QUERIES, n_slots)
-        self.k = min(K, n_slots - 1)
-        self.own = np.sort(np.random.default_rng(_SEED).choice(n_slots, n, replace=False))
+        self._allowed = _bits_without(dead, n_slots) if len(dead) else None
+        live, held = _all_but(dead, vectors.n_rows), _all_but(dead, n_slots)
+        n = min(_QUERIES, len(live))
+        self.k = max(min(K, len(held) - 1), 0)
+        drawn = np.sort(np.random.default_rng(_SEED).choice(len(live), n, replace=False))
+        self.own = drawn if isinstance(live, range) else live[drawn]
         self.queries = vectors.rows(self.own)
+        self._is_held = self.own < n_slots
         self.least = np.full(n, -np.inf, np.float32)  # the score of the k-th nearest; whatever reaches it is a hit
         if self.k > 0:
-            near = scan(vectors, self.queries, self.k + 1, range(n_slots))
+            near = scan(vectors, self.queries, self.k + 1, held)
             for i, slots in enumerate(near):
-                scores = self._scores(i, slots)
-                self.least[i] = np.sort(scores)[-self.k] - ROUNDING
+                scores, slots = rank(vectors, self.queries[i], slots, self.k + 1)
+                self.least[i] = scores[slots != self.own[i]][self.k - 1] - ROUNDING
             if on_step is not None:
                 on_step()
 
@@ -112,20 +136,22 @@ class Trial:
     def recalls(self, index: AnnIndex, effort: Effort) -> NDArray[np.float64]:
         """Return the recall of each query at every depth from 1 to that of the effort, (q, depth) float64 in [0, 1]."""
         # The query's own slot takes as many places as it has copies; a depth means what is left to other slots.
-        _, found = index.search(self.queries, effort.depth + index.copies, effort=effort)
+        most = effort.depth + index.copies
+        _, found = index.search(self.queries, most, effort=effort, allowed=self._allowed)
         is_hit = np.zeros(found.shape, np.bool_)
         for i, slots in enumerate(found):
             _, first = np.unique(slots, return_index=True)  # where a slot has copies, the first one counts
             is_hit[i, first] = self._scores(i, slots[first]) >= self.least[i]
-        hits = np.cumsum(is_hit, axis=1)
-        return np.minimum(hits, self.k)[:, index.copies :] / max(self.k, 1)
+        hits = np.minimum(np.cumsum(is_hit, axis=1), self.k)
+        others = np.where(self._is_held[:, None], hits[:, index.copies :], hits[:, : -index.copies])
+        return others / max(self.k, 1)
 
     def latency_ms(self, index: AnnIndex, effort: Effort) -> float:
         """Return the median time of one query on one thread, its candidates ranked by the vector file."""
         times = []
         for query in self.queries[:_TIMED]:
             start = time.perf_counter()
-            _, found = index.search(query[None], effort.depth, effort=effort)
+            _, found = index.search(query[None], effort.depth, effort=effort, allowed=self._allowed)
             rank(self._vectors, query, found[0], self.k)
             times.append(time.perf_counter() - start)
         return 1e3 * float(np.median(times))
@@ -191,6 +217,17 @@ class Trial:
     @staticmethod
     def _meets(point: Point, target: float) -> bool:
         return point.sure_recall >= target or point.recall >= 1.0
+
+
+def _all_but(dead: NDArray[np.int64], n_slots: int) -> NDArray[np.int64] | range:
+    """Return the slots below `n_slots` that are not dead."""
+    return np.delete(np.arange(n_slots), dead[dead < n_slots]) if len(dead) else range(n_slots)
+
+
+def _bits_without(dead: NDArray[np.int64], n_slots: int) -> NDArray[np.uint8]:
+    mask = np.ones(n_slots, np.bool_)
+    mask[dead[dead < n_slots]] = False
+    return np.packbits(mask, bitorder="little")
 
 
 def _mean(of_query: NDArray[np.float64]) -> tuple[float, float]:

@@ -129,10 +129,11 @@ class Pipeline:
             msg = "the text gives no token at all"
             raise NonFiniteVectorError(msg, int(lengths.argmin()))
         order = np.argsort(-lengths, kind="stable")
+        ordered = lengths[order]
         batches = []
         start = 0
         while start < len(order):
-            stop = start + self._models[0].n_fit(lengths[order[start:]], self.batch_tokens)
+            stop = start + self._models[0].n_fit(ordered[start:], self.batch_tokens)
             rows = order[start:stop]
             batches.append(_Batch(rows, self._encoding.submit(self._encode, tokens, rows, normalize)))
             start = stop

@@ -28,6 +28,9 @@ class QueryEncoder(Protocol):
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return (q, d) float32 of unit length, in order."""
 
+    def close(self) -> None:
+        """End what the encoder has running."""
+
 
 def open_query_encoder(contract: Contract, *, model: str | None = None, allow_download: bool = False) -> QueryEncoder:
     """Open the encoder that a contract asks for and check that the model found is the contract's.
@@ -91,6 +94,9 @@ class NumpyQueryEncoder:
                 msg = "the model gives NaN, Inf or zero for it"
                 raise NonFiniteVectorError(msg, position)
         return vectors
+
+    def close(self) -> None:
+        """Do nothing: there is nothing that runs."""
 
 
 def _check(contract: Contract, files: ModelFiles) -> None:

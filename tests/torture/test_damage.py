@@ -35,6 +35,9 @@ class ContractEncoder(FakeEncoder):
         super().__init__(contract)
         self.salt = "" if repr(contract) in KNOWN else repr(contract)
 
+    def close(self) -> None:
+        pass
+
     def encode_queries(self, texts: list[str]) -> np.ndarray:
         return np.stack([fake_vector(self.salt + text) for text in texts])
 
