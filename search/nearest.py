@@ -141,7 +141,9 @@ class _Exact(Protocol):
     """
 
     n_slots: int
-    rounding: float
+
+    @property
+    def rounding(self) -> float: ...
 
     def search(
         self, queries: NDArray[np.float32], k: int, *, allowed: NDArray[np.uint8] | None

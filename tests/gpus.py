@@ -26,10 +26,12 @@ def let_a_card_search(monkeypatch: pytest.MonkeyPatch) -> None:
 class FakeFaissGpu:
     """FAISS's functions for GPUs, done by the CPU.
 
-    `copied` holds the type of each index that was copied; with `fails` a copy cannot be used.
+    `copied` holds the type of each index that was copied, `halved` of those that use float16; with `fails` a copy
+    cannot be used.
     """
 
     copied: list[str] = field(default_factory=list)
+    halved: list[str] = field(default_factory=list)
     fails: bool = False
 
     def index_cpu_to_gpu(self, resources: Any, number: int, index: Any, options: Any) -> Any:
@@ -37,6 +39,8 @@ class FakeFaissGpu:
         if isinstance(index, faiss.IndexIVFFastScan):
             raise RuntimeError("not implemented on a GPU")  # noqa: TRY004 - as FAISS does
         self.copied.append(type(index).__name__)
+        if options.useFloat16:
+            self.halved.append(type(index).__name__)
         return Failing(index.d) if self.fails else faiss.clone_index(index)
 
     def cagra(self, resources: Any, dim: int, metric: int, config: Any) -> Any:

@@ -128,6 +128,26 @@ def test_another_file_takes_the_place_of_the_one_before(tmp_path: Path, card: Ca
     assert card.search(query, 1)[1][0, 0] == rank(vectors, query[0], np.arange(70), 1)[1][0]
 
 
+def test_rows_that_fit_no_longer_leave_the_card_empty(
+    tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, emptied = File(tmp_path), []
+    assert card.hold(file.grow(units(500, 0)))
+    card.device = torch.device("cuda")
+    monkeypatch.setattr("indexer.card._NEW_ROWS", 30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 1_000))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(card.n_slots))
+    assert not card.hold(file.grow(units(500, 1)))
+    assert not card.hold(file.grow(units(5, 2)))
+    assert emptied == [500, 0], "what torch keeps is given back before the rows are, and then with them"
+
+
+def test_scores_are_trusted_less_where_torch_multiplies_in_tf32(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert card.rounding == 1e-4
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert card.rounding > 2**-10
+
+
 def test_rows_that_do_not_fit_are_refused_and_said_once(
     tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

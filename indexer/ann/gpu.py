@@ -21,6 +21,7 @@ from indexer.vectors import VectorReader
 logger = logging.getLogger(__name__)
 
 _SCRATCH_BYTES = 256 << 20  # FAISS's own choice is 1.5 GiB, beside an encoder that may need them
+_TABLE_BYTES = 48 << 10  # of shared memory, for the distances of a query to the centroids of a product quantiser
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,10 @@ class Gpu:
         """Return a copy of a FAISS index in the memory of the GPU, None when that is no kind for it or too large."""
         faiss = load_faiss()
         options = faiss.GpuClonerOptions()
-        options.useFloat16 = True  # tables for more than 56 bytes of a code fit in no other format
-        options.useFloat16CoarseQuantizer = False
+        options.useFloat16 = _table_bytes(faiss.downcast_index(index)) > _TABLE_BYTES
         try:
             return faiss.index_cpu_to_gpu(self._resources, self.number, index, options)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             logger.info("%s stays on the CPU: %s", type(index).__name__, error)
             return None
 
@@ -67,10 +67,10 @@ class Gpu:
         return hasattr(load_faiss(), "GpuIndexCagra")
 
     def build_graph(self, vectors: VectorReader) -> Any:  # noqa: ANN401 - faiss is untyped
-        """Return a CAGRA graph over all rows as an HNSW index of one level, which every wheel can search.
+        """Return an HNSW index with a CAGRA graph over all rows as its lowest level, which every wheel can search.
 
-        All rows are held in float32 while it is built, and by whoever searches it. Source: Ootomo et al., CAGRA
-        (2023), https://arxiv.org/abs/2308.15136.
+        All rows are held in float32 twice while it is built, and once by whoever searches it. Source: Ootomo et al.,
+        CAGRA (2023), https://arxiv.org/abs/2308.15136.
         """
         faiss = load_faiss()
         rows = np.empty((vectors.n_rows, vectors.layout.dim), np.float32)
@@ -80,8 +80,14 @@ class Gpu:
         config.device = self.number
         config.graph_degree = GRAPH_DEGREE
         config.intermediate_graph_degree = 2 * GRAPH_DEGREE
+        config.store_dataset = False  # the graph is all that is wanted
         graph = faiss.GpuIndexCagra(self._resources, rows.shape[1], faiss.METRIC_INNER_PRODUCT, config)
         graph.train(rows)
         index = faiss.IndexHNSWCagra()
         graph.copyTo(index)
         return index
+
+
+def _table_bytes(index: Any) -> int:  # noqa: ANN401 - faiss is untyped
+    """Return the bytes in float32 of the distances of a query to the centroids of a product quantiser; 0 if none."""
+    return 4 * index.pq.M * index.pq.ksub if isinstance(index, load_faiss().IndexIVFPQ) else 0

@@ -22,6 +22,7 @@ _FAST_BLOCK = 32  # FastScan fills each list up to a multiple of this
 _FAST_BYTES = 1 << 30
 _HNSW_LINKS = 32
 GRAPH_DEGREE = 64
+LEAST_FOR_CAGRA = 1_000  # https://github.com/facebookresearch/faiss/issues/4260: over 3 or 4 vectors it never ends
 _ID_BYTES = 8
 
 
@@ -123,7 +124,7 @@ def choose_recipe(options: AnnOptions, n_rows: int, dim: int, dtype: VectorDtype
 
     AUTO is flat while comparing with every vector is fast and fits; then IVF, each vector in two lists, or in one and
     with shorter codes until they fit. HNSW is built on request alone: it takes nearly five times the memory
-    (docs/decisions/0025).
+    (docs/decisions/0025). Fewer vectors than 1,000 get HNSW where CAGRA was asked for.
 
     Args:
         options: what was asked for.
@@ -145,11 +146,11 @@ def choose_recipe(options: AnnOptions, n_rows: int, dim: int, dtype: VectorDtype
             return flat if few else _ivf(n_rows, dim, limit)
         case Kind.IVF:
             return _ivf(n_rows, dim, limit)
-        case Kind.HNSW:
+        case Kind.CAGRA if n_rows >= LEAST_FOR_CAGRA:
+            return Recipe(kind=Kind.CAGRA, factory="CAGRA", n_bytes=n_rows * 4 * (dim + GRAPH_DEGREE))
+        case Kind.HNSW | Kind.CAGRA:
             row_bytes = dim + _HNSW_LINKS * 2 * 4 + 16
             return Recipe(kind=Kind.HNSW, factory=f"HNSW{_HNSW_LINKS},SQ8", n_bytes=n_rows * row_bytes)
-        case Kind.CAGRA:
-            return Recipe(kind=Kind.CAGRA, factory="CAGRA", n_bytes=n_rows * 4 * (dim + GRAPH_DEGREE))
         case Kind.FACTORY:
             return Recipe(kind=Kind.FACTORY, factory=options.kind or "", n_bytes=0)
 

@@ -38,7 +38,7 @@ def make_index(
     """Return a trained FAISS index that holds all rows; its ids are slots.
 
     The training sample takes at most 256 MB, and rows are added a block at a time; only a graph by a GPU is built of
-    all rows at once. Where the GPU fails, mostly for want of memory, the CPU does it alone.
+    all rows at once. Where the GPU fails for want of memory, the CPU does it alone.
 
     Args:
         vectors: the vector file.
@@ -53,10 +53,12 @@ def make_index(
         if recipe.kind is Kind.CAGRA and gpu is not None:
             return gpu.build_graph(vectors)
         return _trained_and_filled(vectors, recipe, gpu, on_step)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if gpu is not None and recipe.kind is not Kind.CAGRA:
             logger.warning("FAISS could not use the GPU (%s); the CPU makes the index alone", said(error))
             return make_index(vectors, recipe, None, on_step)
+        if isinstance(error, MemoryError) and gpu is None:
+            raise
         msg = f"--kind {recipe.factory!r} cannot be built over {vectors.n_rows:,} vectors: {said(error)}"
         raise UsageError(msg) from error
 

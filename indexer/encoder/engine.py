@@ -170,7 +170,9 @@ def load_workers(files: ModelFiles, devices: Sequence[str], dtype: torch.dtype, 
     loaded = {device: load_forward(files, device, dtype, pooling, n_workers) for device in dict.fromkeys(devices)}
     models = tuple(loaded[device][0] for device in devices)
     if devices[0] == "cpu":
-        models = models[:1] * (n_workers if models[0].any_thread else 1)
+        models = models[:1] * n_workers
+    if not models[0].any_thread:
+        models = tuple(dict.fromkeys(models))
     return Workers(models, n_threads, loaded[devices[0]][1])
 
 
@@ -201,6 +203,10 @@ def load_forward(
         # A model that is at odds with itself is left to transformers, which says so.
         if compiled.fits(config):
             return compiled, config
+    if device.startswith("cuda"):
+        # On Hopper torch asks cuDNN first, which makes a plan for every number and length of texts that it meets, half
+        # a second each: https://github.com/pytorch/pytorch/pull/155958
+        torch.backends.cuda.enable_cudnn_sdp(False)
     mixed = device == "cpu" and dtype is torch.bfloat16
     model = load_model(files, device, torch.float32 if mixed else dtype)
     config = model.config.to_dict()
