@@ -7,6 +7,8 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from indexer.ann.engine import empty_index
 from indexer.ann.generation import Generation, build_generation, is_usable
 from indexer.ann.gpu import Gpu
@@ -181,8 +183,8 @@ def tune_generation(directory: Path, target_recall: float | None, on_progress: O
         if generation.kind.is_exact:
             msg = f"the generation of {directory} is {current.kind}, which is exact: there is nothing to tune"
             raise UsageError(msg)
-        if generation.n_slots < 2:
-            msg = f"the generation of {directory} holds one vector: there is nothing to tune; add documents first"
+        if _n_live(store, current) < 2:
+            msg = f"the generation of {directory} holds less than two vectors: nothing to tune; add documents first"
             raise UsageError(msg)
         with _open_vectors(store) as vectors:
             tuning = _tune(store, vectors, generation, asked, on_progress)
@@ -206,7 +208,7 @@ def _rebuild(store: Store, asked: AnnOptions, on_progress: OnProgress, device: s
 
         row = build_generation(store.directory, vectors, recipe, gpu, now(), on_step)
         details = {**row.details, "asked": asdict(asked), "n_dead": store.counts()["dead"]}
-        if not recipe.kind.is_exact and row.n_slots > 1:
+        if not recipe.kind.is_exact and _n_live(store, row) > 1:
             generation = Generation(store.directory, row, store.layout.dim)
             tuning = _tune(store, vectors, generation, asked, on_progress)
             details |= _tuned(tuning)
@@ -251,6 +253,11 @@ def _check(
     details = {**current.details, **found, "n_changed_at_check": n_changed}
     store.update_generation(replace(current, details=details))
     return []
+
+
+def _n_live(store: Store, row: GenerationRow) -> int:
+    """Return how many vectors of documents that stand a generation holds."""
+    return row.n_slots - int(np.searchsorted(store.dead_slots(), row.n_slots))
 
 
 def _trial(store: Store, vectors: VectorReader, generation: Generation, on_progress: OnProgress) -> Trial:

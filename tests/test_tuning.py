@@ -18,6 +18,7 @@ from indexer.ann.generation import Generation
 from indexer.ann.kinds import AnnOptions, Kind
 from indexer.ann.tuning import Trial
 from indexer.config import VectorDtype
+from indexer.delete import delete_documents
 from indexer.errors import IndexCorruptError, UsageError
 from indexer.generations import GenerationRow
 from indexer.info import generation_text
@@ -103,7 +104,17 @@ def test_a_single_vector_needs_no_tuning(tmp_path: Path) -> None:
         append(store, clustered(1, DIM, 1))
     report = Index(tmp_path).rebuild(kind="ivf")
     assert (report.kind, report.slots, report.recall, report.warnings) == ("ivf", 1, None, ())
-    with pytest.raises(UsageError, match="one vector"):
+    with pytest.raises(UsageError, match="less than two vectors"):
+        tune_generation(tmp_path, None, tell_nobody)
+
+
+def test_an_index_whose_documents_are_all_gone_needs_no_tuning(tmp_path: Path) -> None:
+    with closing(Store.create(tmp_path, dim=DIM, vector_dtype=VectorDtype.F16, settings={}, canaries=[])) as store:
+        append(store, clustered(50, DIM, 1))
+    delete_documents(tmp_path, [f"d{i}" for i in range(50)])
+    report = Index(tmp_path).rebuild(kind="ivf")
+    assert (report.slots, report.recall, report.warnings) == (50, None, ())
+    with pytest.raises(UsageError, match="less than two vectors"):
         tune_generation(tmp_path, None, tell_nobody)
 
 
