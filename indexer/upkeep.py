@@ -184,7 +184,7 @@ def tune_generation(directory: Path, target_recall: float | None, on_progress: O
             msg = f"the generation of {directory} is {current.kind}, which is exact: there is nothing to tune"
             raise UsageError(msg)
         if _n_live(store, current) < 2:
-            msg = f"the generation of {directory} holds less than two vectors: nothing to tune; add documents first"
+            msg = f"the generation of {directory} holds fewer than two vectors: nothing to tune; add documents first"
             raise UsageError(msg)
         with _open_vectors(store) as vectors:
             tuning = _tune(store, vectors, generation, asked, on_progress)

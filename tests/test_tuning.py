@@ -104,7 +104,7 @@ def test_a_single_vector_needs_no_tuning(tmp_path: Path) -> None:
         append(store, clustered(1, DIM, 1))
     report = Index(tmp_path).rebuild(kind="ivf")
     assert (report.kind, report.slots, report.recall, report.warnings) == ("ivf", 1, None, ())
-    with pytest.raises(UsageError, match="less than two vectors"):
+    with pytest.raises(UsageError, match="fewer than two vectors"):
         tune_generation(tmp_path, None, tell_nobody)
 
 
@@ -114,7 +114,7 @@ def test_an_index_whose_documents_are_all_gone_needs_no_tuning(tmp_path: Path) -
     delete_documents(tmp_path, [f"d{i}" for i in range(50)])
     report = Index(tmp_path).rebuild(kind="ivf")
     assert (report.slots, report.recall, report.warnings) == (50, None, ())
-    with pytest.raises(UsageError, match="less than two vectors"):
+    with pytest.raises(UsageError, match="fewer than two vectors"):
         tune_generation(tmp_path, None, tell_nobody)
 
 
