@@ -183,7 +183,7 @@ def filtered(
     rows = []
     for share in SHARES:
         below = round(share * BUCKETS)
-        ask(pipe, queries[:1], effort, below, 1)  # ours keeps the bitmap of a filter, as a searcher does
+        ask(pipe, queries[:1], effort, below, 1)  # ours and FAISS's keep the bitmap of a filter
         efforts = [each for each in PEERS[name].efforts if each is None or each >= effort]
         for each in efforts:
             found, seconds = ask(pipe, queries, each, below, 1)

@@ -30,6 +30,9 @@ class Ready:
     def encode_queries(self, texts: list[str]) -> NDArray[np.float32]:
         return self._vectors[[int(text) for text in texts]]
 
+    def close(self) -> None:
+        pass
+
 
 def main() -> None:
     opened = []

@@ -128,6 +128,7 @@ class FaissHnsw:
         import faiss
 
         self._faiss, self._buckets = faiss, buckets
+        self._bits: dict[int, NDArray[np.uint8]] = {}
         self._index = faiss.IndexHNSWFlat(vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
         faiss.omp_set_num_threads(2)
         self._index.add(vectors)
@@ -136,7 +137,9 @@ class FaissHnsw:
     def search(self, queries: NDArray[np.float32], k: int, effort: int, below: int | None) -> list[NDArray]:
         parameters = self._faiss.SearchParametersHNSW(efSearch=max(effort, k))
         if below is not None:
-            parameters.sel = self._faiss.IDSelectorBitmap(np.packbits(self._buckets < below, bitorder="little"))
+            if below not in self._bits:
+                self._bits[below] = np.packbits(self._buckets < below, bitorder="little")
+            parameters.sel = self._faiss.IDSelectorBitmap(self._bits[below])
         return list(self._index.search(queries, k, params=parameters)[1])
 
     def n_bytes(self) -> int:

@@ -80,6 +80,7 @@ class SnapshotReader:
         self.directory = directory
         self._path = directory / DATABASE
         self._sql = connect_reader(directory)
+        self._newest: Snapshot | None = None
 
     def close(self) -> None:
         """Close the database."""
@@ -119,7 +120,8 @@ class SnapshotReader:
     def snapshot(self) -> Snapshot:
         """Return the newest snapshot."""
         with self.transaction():
-            return read_snapshot(self._sql, self._path)
+            self._newest = read_snapshot(self._sql, self._path, self._newest)
+            return self._newest
 
     def n_documents(self) -> int:
         """Return how many documents there are; it takes a pass over an SQL index, and so longer for more of them."""
@@ -234,8 +236,11 @@ def _slots_query(condition: CompiledFilter, how: str = "") -> str:
         WHERE {condition.sql}"""
 
 
-def read_snapshot(sql: sqlite3.Connection, path: Path) -> Snapshot:
-    """Return the snapshot that a connection to the database at `path` sees; the caller holds a transaction."""
+def read_snapshot(sql: sqlite3.Connection, path: Path, before: Snapshot | None = None) -> Snapshot:
+    """Return the snapshot that a connection to the database at `path` sees; the caller holds a transaction.
+
+    With one of `before`, the dead slots are read only if there are more now: a dead slot stays dead until compaction.
+    """
     meta = Meta(sql, path)
     n_rows = meta.count("n_rows")
     if sql.execute("SELECT coalesce(max(slot) + 1, 0) FROM passages").fetchone()[0] != n_rows:
@@ -247,10 +252,18 @@ def read_snapshot(sql: sqlite3.Connection, path: Path) -> Snapshot:
         is_complete=bool(meta["complete"]),
         vector_file=meta.text("vector_file"),
         layout=VectorLayout.of(meta, path),
-        dead=read_dead_slots(sql),
+        dead=_dead_slots_since(before, sql, meta.text("vector_file")),
         generations=tuple(read_generations(sql, path)),
         fields=_read_fields(sql),
     )
+
+
+def _dead_slots_since(before: Snapshot | None, sql: sqlite3.Connection, vector_file: str) -> NDArray[np.int64]:
+    if before is not None and before.vector_file == vector_file:
+        (n_dead,) = sql.execute("SELECT count(*) FROM passages WHERE document IS NULL").fetchone()
+        if n_dead == len(before.dead):
+            return before.dead
+    return read_dead_slots(sql)
 
 
 def read_dead_slots(sql: sqlite3.Connection) -> NDArray[np.int64]:

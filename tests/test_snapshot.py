@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from indexes import Oracle, build, only, records, searching, sql
 
+from indexer.compact import compact_index
 from indexer.delete import delete_documents
 from indexer.errors import IndexCorruptError, IndexFormatError, IndexNotFoundError
 from indexer.snapshot import SnapshotReader
@@ -155,6 +156,21 @@ def test_a_snapshot_says_what_was_committed(index: Path) -> None:
         assert snapshot.is_complete
         delete_documents(index, ["d7"])
         assert reader.seq() == seq + 1
+
+
+def test_dead_slots_are_read_again_only_when_there_are_more_or_others(index: Path) -> None:
+    delete_documents(index, ["d3", "d5"])
+    with closing(SnapshotReader(index)) as reader:
+        first = reader.snapshot()
+        build(index, [{"id": "new", "text": "a new one"}], adds=True)
+        second = reader.snapshot()
+        assert second.n_rows == first.n_rows + 1
+        assert second.dead is first.dead
+        delete_documents(index, ["d7"])
+        assert reader.snapshot().dead.tolist() == [3, 5, 7]
+        compact_index(index)
+        delete_documents(index, ["d0", "d1", "d2"])
+        assert reader.snapshot().dead.tolist() == [0, 1, 2]
 
 
 def test_a_path_with_odd_characters_is_read(built: Path, tmp_path: Path) -> None:
