@@ -42,7 +42,7 @@ _STEP_PAGES = 4_096
 _CHUNK_BYTES = 1 << 20
 _TRIES = 5
 _UNFINISHED = re.compile(r"backup-[0-9a-f]{32}\.tmp(-journal)?")
-# What SQLite copies in a third of the time that a commit waits.
+# What SQLite copies in some seconds; a commit waits a minute.
 _HELD_UP_BYTES = 1_000_000_000
 
 
@@ -90,13 +90,13 @@ def backup_index(directory: Path, target: Path) -> BackupReport:
             sync_directory(target)
             temporary.rename(target / DATABASE)
             sync_directory(target)
-    with closing(SnapshotReader(target)) as copy:
-        n_documents = copy.n_documents()
     if problems := verify_index(target, deep=True, generations=False):
         msg = (
             f"the copy at {target} is not sound: {problems[0]}; do not rely on it, run: index verify {directory} --deep"
         )
         raise StorageError(msg)
+    with closing(SnapshotReader(target)) as copy:
+        n_documents = copy.n_documents()
     return BackupReport(
         documents=n_documents,
         passages=snapshot.n_passages,

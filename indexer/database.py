@@ -17,10 +17,10 @@ from indexer.files import DATABASE, mend, open_regular, read_error
 from indexer.schema import APPLICATION_ID, FORMAT_VERSION, strangers
 
 BUSY_TIMEOUT_S = 10.0
-# A commit keeps readers out for as long as the disk takes; only that of a compaction is large.
-READER_TIMEOUT_S = 60.0
-# A reader may go through millions of documents in one transaction: a commit waits for it as long as readers wait.
+# A reader may go through millions of documents in one transaction: a commit waits for it a minute, in six tries.
 _COMMIT_TRIES = 6
+# A commit keeps readers out while it waits, and for as long as the disk takes; only that of a compaction is large.
+READER_TIMEOUT_S = 120.0
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _LONGEST_VALUE_BYTES = 1 << 28
 _LONGEST_SETTING = 1 << 20
@@ -273,18 +273,22 @@ def transaction(connection: sqlite3.Connection, path: Path, kind: str = "DEFERRE
         connection.execute(f"BEGIN {kind}")
         try:
             yield
+            _commit(connection, path)
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        for tries_left in reversed(range(_COMMIT_TRIES)):
-            try:
-                connection.execute("COMMIT")
-            except sqlite3.Error as error:
-                if not connection.in_transaction:
-                    raise CommitError(f"{path}: {error}") from error
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or not tries_left:
-                    connection.execute("ROLLBACK")
-                    raise
-            else:
-                return
+
+
+def _commit(connection: sqlite3.Connection, path: Path) -> None:
+    """End a transaction; wait for readers."""
+    for tries_left in reversed(range(_COMMIT_TRIES)):
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if not connection.in_transaction:
+                raise CommitError(f"{path}: {error}") from error
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or not tries_left:
+                raise
+        else:
+            return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from indexer.ann.engine import require_faiss
@@ -19,11 +19,12 @@ from indexer.verify import verify_index
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportReport:
-    """What an imported index holds, and how many FAISS files of it were thrown away."""
+    """What an imported index holds, how many FAISS files of it were thrown away, and lines for the user."""
 
     documents: int
     passages: int
     dropped_generations: int
+    warnings: tuple[str, ...]
 
 
 def import_index(directory: Path) -> ImportReport:
@@ -51,7 +52,13 @@ def import_index(directory: Path) -> ImportReport:
             asked = asked_before(store)
             if asked.named_kind is Kind.FACTORY:  # FAISS does not check all that it reads there either
                 asked = replace(asked, kind=None)
+            store.set_asked(asdict(asked))
             dropped = store.drop_generations([row.name for row in store.generations()])
-            bring_generation_up_to_date(store, replace(asked, kind=asked.kind or Kind.AUTO))
+            warnings = bring_generation_up_to_date(store, asked)
             counts = store.counts()
-    return ImportReport(documents=counts["documents"], passages=counts["passages"], dropped_generations=dropped)
+    return ImportReport(
+        documents=counts["documents"],
+        passages=counts["passages"],
+        dropped_generations=dropped,
+        warnings=tuple(warnings),
+    )

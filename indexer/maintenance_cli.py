@@ -75,6 +75,8 @@ def import_(directory: DirectoryArgument, json: JsonOption = False) -> None:
     from indexer.importing import import_index
 
     report = import_index(directory)
+    for warning in report.warnings:
+        say(f"warning: {warning}")
     if json:
         print_json(asdict(report))
     else:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from indexer.changes import Changes, NewDocument
 from indexer.config import VectorDtype
 from indexer.database import CommitError, Meta, check_format, connect_writer, transaction, translated
-from indexer.documents import Document
+from indexer.documents import Document, JsonValue
 from indexer.errors import IndexCorruptError, IndexerError, StorageError
 from indexer.files import DATABASE, discard, is_own_name, mend, open_regular, storage_errors, sync_directory
 from indexer.generations import GenerationRow
@@ -253,7 +253,7 @@ class Store(Holdings):
         """Name a durable generation file and drop all others; their files are removed after the commit."""
         old = [row.name for row in self.generations()]
         with self.changing() as sql:
-            _keep_asked(sql, generation)
+            _keep_asked(sql, generation.details.get("asked"))
             sql.execute("DELETE FROM generations")
             sql.execute(
                 "INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -271,10 +271,15 @@ class Store(Holdings):
         for name in old:
             discard(self.directory / name)
 
+    def set_asked(self, asked: Mapping[str, JsonValue]) -> None:
+        """Keep what is asked of the next generation."""
+        with self.changing() as sql:
+            _keep_asked(sql, asked)
+
     def update_generation(self, generation: GenerationRow) -> None:
         """Record other details of a generation whose file stays."""
         with self.changing() as sql:
-            _keep_asked(sql, generation)
+            _keep_asked(sql, generation.details.get("asked"))
             details = (json.dumps(generation.details), generation.name)
             sql.execute("UPDATE generations SET details = ? WHERE name = ?", details)
 
@@ -309,7 +314,7 @@ class Store(Holdings):
             sql.execute("INSERT INTO passages SELECT rowid - 1, * FROM live ORDER BY rowid")
             sql.execute("DROP TABLE live")
             for row in self.generations():
-                _keep_asked(sql, row)
+                _keep_asked(sql, row.details.get("asked"))
             sql.execute("DELETE FROM blocks")
             sql.executemany("INSERT INTO blocks VALUES (?, ?, ?)", blocks)
             sql.execute("DELETE FROM generations")
@@ -401,7 +406,7 @@ class Store(Holdings):
             raise IndexCorruptError(msg)
 
 
-def _keep_asked(sql: sqlite3.Connection, generation: GenerationRow) -> None:
+def _keep_asked(sql: sqlite3.Connection, asked: JsonValue | Mapping[str, JsonValue]) -> None:
     """Keep what was asked of a generation beside its row, which goes with the vector file that it belongs to."""
-    if "asked" in generation.details:
-        sql.execute("INSERT OR REPLACE INTO meta VALUES ('asked', ?)", (json.dumps(generation.details["asked"]),))
+    if asked is not None:
+        sql.execute("INSERT OR REPLACE INTO meta VALUES ('asked', ?)", (json.dumps(asked),))

@@ -12,7 +12,7 @@ import numpy as np
 from indexer.ann.engine import empty_index
 from indexer.ann.generation import Generation, build_generation, is_usable
 from indexer.ann.gpu import Gpu
-from indexer.ann.kinds import AnnOptions, Kind, Recipe, choose_recipe
+from indexer.ann.kinds import LEAST_FOR_CAGRA, AnnOptions, Kind, Recipe, choose_recipe
 from indexer.ann.tuning import Point, Trial, Tuning
 from indexer.documents import JsonValue
 from indexer.errors import IndexCorruptError, UsageError
@@ -102,7 +102,7 @@ def bring_generation_up_to_date(
     if n_tail > TAIL_SLOTS or n_newly_dead > DEAD_SHARE * store.n_rows:
         return _rebuild(store, asked, on_progress, device)
     n_changed = n_tail + n_newly_dead - _number(current.details, "n_changed_at_check")
-    if n_changed >= CHECK_SLOTS and "search" in current.details:
+    if n_changed >= CHECK_SLOTS and "search" in current.details and _n_live(store, current) > 1:
         return _check(store, current, asked, n_tail + n_newly_dead, on_progress, device)
     return []
 
@@ -114,7 +114,10 @@ def check_recipe(asked: AnnOptions, dim: int, device: str | None = None) -> None
         UsageError: with what FAISS says.
     """
     if asked.named_kind is Kind.CAGRA and not _builds_graphs(Gpu.find(device)):
-        msg = "--kind cagra needs an NVIDIA GPU and: pip install 'clsindex[cuvs]'; choose hnsw or ivf without them"
+        msg = (
+            "--kind cagra needs an NVIDIA GPU and: pip install 'clsindex[cuvs]' 'torch==2.10.*'; "
+            "choose hnsw or ivf without them"
+        )
         raise UsageError(msg)
     if asked.kind is not None and asked.named_kind is Kind.FACTORY:
         empty_index(Recipe(kind=Kind.FACTORY, factory=asked.kind, n_bytes=0), dim)
@@ -200,6 +203,8 @@ def _rebuild(store: Store, asked: AnnOptions, on_progress: OnProgress, device: s
     if asked.named_kind is Kind.CAGRA and not _builds_graphs(gpu):
         can_be = AnnOptions(kind=Kind.HNSW).over(asked)
         warnings.append("--kind cagra, as asked before, needs an NVIDIA GPU and the extra cuvs; made hnsw this time")
+    elif asked.named_kind is Kind.CAGRA and store.n_rows < LEAST_FOR_CAGRA:
+        warnings.append(f"--kind cagra needs {LEAST_FOR_CAGRA:,} vectors, there are {store.n_rows:,}; made hnsw")
     recipe = choose_recipe(can_be, store.n_rows, store.layout.dim, store.layout.dtype)
     with _open_vectors(store) as vectors:
 
@@ -238,21 +243,24 @@ def _check(
 ) -> list[str]:
     """Measure the recall again; where it is surely too low, tune again, and build anew where that does not help.
 
-    What did not reach the target when it was built is not built again for it.
+    What has reached its target by no tuning is not built again for it.
     """
     generation = Generation(store.directory, current, store.layout.dim)
     with _open_vectors(store) as vectors:
         trial = _trial(store, vectors, generation, on_progress)
         point = trial.measure(generation.index, generation.effort)
         found: dict[str, JsonValue] = {"search": point.to_json(), "checked_at": now()}
+        warnings = []
         if point.possible_recall < asked.target:
             tuning = trial.tune(generation.index, asked.target, _steps(on_progress))
-            if not tuning.is_reached and (_recorded_recall(current) or 0.0) >= asked.target:
+            if not tuning.is_reached and _was_reached(current):
                 return _rebuild(store, asked, on_progress, device)
             found = _tuned(tuning)
+            if not tuning.is_reached:
+                warnings.append(_missed(current, tuning.chosen, tuning.target))
     details = {**current.details, **found, "n_changed_at_check": n_changed}
     store.update_generation(replace(current, details=details))
-    return []
+    return warnings
 
 
 def _n_live(store: Store, row: GenerationRow) -> int:
@@ -272,6 +280,17 @@ def _tune(
     return _trial(store, vectors, generation, on_progress).tune(generation.index, asked.target, _steps(on_progress))
 
 
+def _was_reached(row: GenerationRow) -> bool:
+    """Tell whether the last tuning of a generation reached its target; checks since then may have found less."""
+    match row.details:
+        case {"reached": bool(reached)}:
+            return reached
+        case {"target_recall": float(target)}:  # tuned before that was kept
+            return (_recorded_recall(row) or 0.0) >= target
+        case _:
+            return False
+
+
 def _recorded_recall(row: GenerationRow) -> float | None:
     """Return the recall@10 that was measured of a generation, None when none was."""
     match row.details.get("search"):
@@ -289,6 +308,7 @@ def _tuned(tuning: Tuning) -> dict[str, JsonValue]:
     return {
         "search": tuning.chosen.to_json(),
         "target_recall": tuning.target,
+        "reached": tuning.is_reached,
         "tuning_queries": tuning.n_queries,
         "checked_at": now(),
     }

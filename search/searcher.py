@@ -68,6 +68,7 @@ class Searcher:
         self._model = model
         self._allow_download = allow_download
         self._encoder: QueryEncoder | None = None
+        self._n_encoding = 0
         self._lock = RLock()
         try:
             self.contract = Contract.from_json(self._reader.setting("contract"))
@@ -113,14 +114,12 @@ class Searcher:
         self.close()
 
     def close(self) -> None:
-        """Close the files of the index, and let go of the model."""
+        """Close the files of the index, and let go of the model once no thread encodes with it."""
         with self._lock:
-            if self._encoder is not None:
-                self._encoder.close()
-                self._encoder = None
             if self._view is not None:
                 self._view.close()
                 self._view = None
+            self._let_go_of_model()
             self._card = None
             self._reader.close()
 
@@ -194,7 +193,11 @@ class Searcher:
             if not text.strip():
                 msg = f"query {position + 1} of {len(texts)} is empty; give some text"
                 raise UsageError(msg)
-        return self._search(self._query_encoder().encode_queries(list(texts)), ask) if texts else []
+        if not texts:
+            return []
+        with self._query_encoder() as encoder:
+            queries = encoder.encode_queries(list(texts))
+        return self._search(queries, ask)
 
     def more_like(
         self,
@@ -246,14 +249,28 @@ class Searcher:
                 self.refresh()
                 yield self._current()
 
-    def _query_encoder(self) -> QueryEncoder:
+    @contextmanager
+    def _query_encoder(self) -> Iterator[QueryEncoder]:
+        """Give the encoder for a block, in which it is not closed."""
         with self._lock:
             self._current()
             if self._encoder is None:
                 self._encoder = open_query_encoder(
                     self.contract, model=self._model, allow_download=self._allow_download
                 )
-            return self._encoder
+            encoder = self._encoder
+            self._n_encoding += 1
+        try:
+            yield encoder
+        finally:
+            with self._lock:
+                self._n_encoding -= 1
+                self._let_go_of_model()
+
+    def _let_go_of_model(self) -> None:
+        if self._view is None and self._encoder is not None and not self._n_encoding:
+            self._encoder.close()
+            self._encoder = None
 
     def _current(self) -> View:
         if self._view is None:

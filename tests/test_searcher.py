@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fakes import fake_vector
+from fakes import FakeEncoder, fake_vector
 from gpus import let_a_card_search
 from indexes import Oracle, Record, build, flip_byte, only, records, searching
 
@@ -205,6 +205,26 @@ def test_a_closed_searcher_says_so(world: tuple[Path, Oracle]) -> None:
         with pytest.raises(UsageError, match="closed"):
             use()
     searcher.close()
+
+
+def test_a_model_is_let_go_of_when_no_thread_encodes_any_longer(world: tuple[Path, Oracle]) -> None:
+    closed: list[str] = []
+
+    class Slow(FakeEncoder):
+        def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+            searcher.close()
+            assert closed == [], "it is still in use"
+            return super().encode_queries(texts)
+
+        def close(self) -> None:
+            closed.append("closed")
+
+    with searching(world[0]) as searcher:
+        searcher.search("x")
+        searcher._encoder = Slow()
+        with pytest.raises(UsageError, match="the searcher is closed"):
+            searcher.search("x")
+    assert closed == ["closed"]
 
 
 @pytest.mark.parametrize("way", WAYS)

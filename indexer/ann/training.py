@@ -38,7 +38,7 @@ def make_index(
     """Return a trained FAISS index that holds all rows; its ids are slots.
 
     The training sample takes at most 256 MB, and rows are added a block at a time; only a graph by a GPU is built of
-    all rows at once. Where the GPU fails for want of memory, the CPU does it alone.
+    all rows at once. Where the GPU fails, mostly for want of memory, the CPU does it alone.
 
     Args:
         vectors: the vector file.
