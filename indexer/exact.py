@@ -124,6 +124,19 @@ def rank(
     return np.minimum(np.maximum(scores.take(order), -1.0), 1.0), slots.take(order)
 
 
+def share_of_scores(vectors: VectorReader, query: NDArray[np.float32], slots: NDArray[np.int64]) -> float:
+    """Return how many different scores some slots have, as a share of the slots: equal vectors have one.
+
+    Args:
+        vectors: the vector file.
+        query: (d,) float32.
+        slots: int64, in any order; one that stands there again, and -1, count for nothing.
+    """
+    slots = _distinct(slots)
+    scores = [np.vecdot(vectors.rows(part), query) for part in np.array_split(slots, -(-len(slots) // _RANK_ROWS) or 1)]
+    return len(np.unique(np.concatenate(scores))) / max(len(slots), 1)
+
+
 def _distinct(slots: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return slots ascending, each once and without -1."""
     ascending = np.sort(slots)

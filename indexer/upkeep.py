@@ -89,11 +89,13 @@ def bring_generation_up_to_date(
     Returns:
         What the user should know, one line each.
     """
-    if store.n_rows == 0:
-        return []
     current = _current(store)
     before = asked_before(store)
     asked = asked.over(before)
+    if store.n_rows == 0:
+        if asked != before:
+            store.set_asked(asdict(asked))
+        return []
     if current is None or asked != before or not is_usable(store.directory, current, store.layout.dim):
         return _rebuild(store, asked, on_progress, device)
     n_dead = store.counts()["dead"]

@@ -16,7 +16,7 @@ from indexer.ann.generation import Generation
 from indexer.ann.gpu import Gpu
 from indexer.ann.kinds import Kind
 from indexer.errors import IndexCorruptError
-from indexer.exact import rank, scan
+from indexer.exact import rank, scan, share_of_scores
 from indexer.filters import Filter
 from indexer.snapshot import Snapshot
 from indexer.vectors import VectorReader
@@ -40,6 +40,11 @@ _FILTER_POWER = 0.6  # probes grow with this power of what a filter takes away
 # Of a filter that passes less it is looked up how much it leaves around the query, in this part of its lists.
 _NARROW = 0.25
 _AROUND = 0.25
+# Where fewer of the candidates have a score of their own, copies of one text stand before others; then so many are
+# compared at most.
+_MOSTLY = 0.5
+_SAME = 0.999
+_DEEPEST = 8_192
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +219,8 @@ def _one_by_one(view: View, queries: NDArray[np.float32], k: int, allowed: Allow
     return _answer(found, f"exact: compared with {of_all} passages", is_exact=True)
 
 
-_Found = list[tuple[NDArray[np.float64], NDArray[np.int64]]]
+_Best = tuple[NDArray[np.float64], NDArray[np.int64]]
+_Found = list[_Best]
 
 
 @dataclass(slots=True)
@@ -238,7 +244,7 @@ class _Search:
         asked = np.arange(len(self.queries))
         while len(asked):
             scores, slots = index.search(self.queries[asked], wanted, allowed=self.allowed.bits)
-            for i, best in zip(asked, self._ranked(slots, asked), strict=True):
+            for i, best in zip(asked, self._ranked(slots, asked, self.k), strict=True):
                 found[i] = best
             if wanted >= index.n_slots:
                 break
@@ -274,12 +280,38 @@ class _Search:
             is_all = probes >= index.max_probes
             # Where a filter leaves fewer candidates than are to be compared, nearer ones lie in other lists.
             if is_all or self.allowed.bits is None or (slots[:, -1] >= 0).all():
-                found = self._ranked(slots, range(len(slots)))
-                if all(len(best) == self.k for best, _ in found):
-                    return found
+                found = self._ranked(slots, range(len(slots)), max(self.k, 2))  # one hit has no equal
+                if all(len(best) >= self.k for best, _ in found):
+                    flooded = [i for i, near in enumerate(slots) if self._is_flooded(i, near, found[i])]
+                    for i in flooded:
+                        found[i] = self._deeper(generation, i, depth, times)
+                    if flooded:
+                        self.how += ", more where copies of a text stood before others"
+                    return [(scores[: self.k], best[: self.k]) for scores, best in found]
             if is_all:
                 return None
             times *= 4
+
+    def _is_flooded(self, i: int, near: NDArray[np.int64], best: _Best) -> bool:
+        """Tell whether equal vectors take most of the places among the candidates of a query."""
+        scores, _ = best
+        # Else they are not the last hits, or nothing can be nearer than they are.
+        if len(scores) < 2 or scores[-1] != scores[-2] or scores[-1] >= _SAME:
+            return False
+        return share_of_scores(self.view.vectors, self.queries[i], near) < _MOSTLY
+
+    def _deeper(self, generation: Generation, i: int, depth: int, times: float) -> _Best:
+        """Return the nearest of one query among more and more candidates, until most are different."""
+        index = generation.index
+        most = min(max(_DEEPEST, depth), index.n_slots * index.copies)
+        while True:
+            depth = min(depth * 4, most)
+            _, slots = index.search(
+                self.queries[i : i + 1], depth, effort=generation.effort, times=times, allowed=self.allowed.bits
+            )
+            (best,) = self._ranked(slots, [i], max(self.k, 2))
+            if depth == most or not self._is_flooded(i, slots[0], best):
+                return best
 
     def _share_around(self, generation: Generation) -> float:
         """Return which share of the passages near a query the filter allows, never 0: the least of all queries."""
@@ -289,12 +321,12 @@ class _Search:
         is_allowed = is_near & self.allowed.has(slots)
         return float(((is_allowed.sum(axis=1) + 1) / (is_near.sum(axis=1) + 1)).min())
 
-    def _ranked(self, slots: NDArray[np.int64], asked: Iterable[int]) -> _Found:
-        """Return the nearest among the slots found for some queries, given by their places, and the newer slots."""
+    def _ranked(self, slots: NDArray[np.int64], asked: Iterable[int], k: int) -> _Found:
+        """Return the k nearest among the slots found for some queries, given by their places, and the newer slots."""
         found = []
         for i, near in zip(asked, slots, strict=True):
             candidates = near if self.in_tail is None else np.concatenate((near, self.in_tail[i]))
-            found.append(rank(self.view.vectors, self.queries[i], candidates, self.k))
+            found.append(rank(self.view.vectors, self.queries[i], candidates, k))
         return found
 
 

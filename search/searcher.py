@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,12 @@ class _Ask:
     without: str | None = None
 
     def __post_init__(self) -> None:
+        """Refuse what cannot be meant, and take integers of numpy for what they are."""
+        try:
+            object.__setattr__(self, "k", operator.index(self.k))
+        except TypeError as error:
+            msg = f"k is {self.k!r}; it must be a whole number"
+            raise UsageError(msg) from error
         if self.k < 1:
             msg = f"k is {self.k}; it must be at least 1"
             raise UsageError(msg)

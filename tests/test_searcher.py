@@ -181,6 +181,9 @@ def test_what_cannot_be_asked_is_refused_and_the_searcher_goes_on(world: tuple[P
             searcher.search_batch(["a", " \n", "c"])
         with pytest.raises(UsageError, match="k is 0"):
             searcher.search("x", 0)
+        with pytest.raises(UsageError, match=r"k is 2\.5; it must be a whole number"):
+            searcher.search("x", 2.5)  # type: ignore[arg-type]
+        assert len(searcher.search("x", np.uint8(3))) == 3  # type: ignore[arg-type]
         with pytest.raises(FilterError, match="no document has the field 'colour'"):
             searcher.search("x", where={"colour": "red"})
         with pytest.raises(FilterError):

@@ -160,6 +160,24 @@ def test_dead_slots_are_neither_query_nor_answer_and_newer_slots_are_queries(
     assert point.recall == pytest.approx(np.mean(hits), abs=2e-3)
 
 
+def test_copies_of_a_vector_are_one_query(tmp_path: Path) -> None:
+    stored = clustered(900, DIM, 1)
+    stored[300:] = stored[300]
+    with closing(Store.create(tmp_path, dim=DIM, vector_dtype=VectorDtype.F16, settings={}, canaries=[])) as store:
+        append(store, stored)
+    snapshot = snapshot_of(tmp_path)
+    with VectorReader(tmp_path, snapshot.vector_file, snapshot.layout, 900) as reader:
+        assert Trial(reader, 900).own.tolist() == list(range(301))
+
+
+def test_what_was_asked_of_an_empty_index_holds_for_its_first_documents(tmp_path: Path) -> None:
+    with closing(Store.create(tmp_path, dim=DIM, vector_dtype=VectorDtype.F16, settings={}, canaries=[])) as store:
+        bring_generation_up_to_date(store, AnnOptions(kind="hnsw"), tell_nobody)
+        append(store, clustered(50, DIM, 1))
+        bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
+        assert store.generations()[0].kind == "hnsw"
+
+
 def change_row(store: Store, **details: object) -> GenerationRow:
     """Let the one generation have other details."""
     (row,) = store.generations()

@@ -112,13 +112,18 @@ class Trial:
         self._vectors = vectors
         self._allowed = _bits_without(dead, n_slots) if len(dead) else None
         live, held = _all_but(dead, vectors.n_rows), _all_but(dead, n_slots)
-        n = min(_QUERIES, len(live))
         self.k = max(min(K, len(held) - 1), 0)
+        n = min(_QUERIES, len(live))
         drawn = np.sort(np.random.default_rng(_SEED).choice(len(live), n, replace=False))
-        self.own = drawn if isinstance(live, range) else live[drawn]
-        self.queries = vectors.rows(self.own)
+        own = drawn if isinstance(live, range) else live[drawn]
+        rows = vectors.rows(own)
+        # Copies of one text are one query: they find one another in any case.
+        firsts = np.sort(np.unique(rows, axis=0, return_index=True)[1])
+        self.own, self.queries = own[firsts], rows[firsts]
         self._is_held = self.own < n_slots
-        self.least = np.full(n, -np.inf, np.float32)  # the score of the k-th nearest; whatever reaches it is a hit
+        self.least = np.full(
+            len(self.own), -np.inf, np.float32
+        )  # the score of the k-th nearest; whatever reaches it is a hit
         if self.k > 0:
             near = scan(vectors, self.queries, self.k + 1, held)
             for i, slots in enumerate(near):
