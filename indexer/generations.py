@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -48,3 +49,27 @@ def read_generations(connection: sqlite3.Connection, path: Path) -> list[Generat
         )
         for name, vector_file, kind, n_slots, n_bytes, sha256, details, created_at in rows
     ]
+
+
+def insert_generation(connection: sqlite3.Connection, row: GenerationRow) -> None:
+    """Add a row to the table generations; the caller holds the transaction."""
+    connection.execute(
+        "INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            row.name,
+            row.vector_file,
+            row.kind,
+            row.n_slots,
+            row.n_bytes,
+            row.sha256,
+            json.dumps(row.details),
+            row.created_at,
+        ),
+    )
+    keep_asked(connection, row.details.get("asked"))
+
+
+def keep_asked(connection: sqlite3.Connection, asked: JsonValue | Mapping[str, JsonValue]) -> None:
+    """Keep what was asked of a generation beside its row, which goes with the vector file that it belongs to."""
+    if asked is not None:
+        connection.execute("INSERT OR REPLACE INTO meta VALUES ('asked', ?)", (json.dumps(asked),))

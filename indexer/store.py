@@ -21,7 +21,7 @@ from indexer.database import CommitError, Meta, check_format, connect_writer, tr
 from indexer.documents import Document, JsonValue
 from indexer.errors import IndexCorruptError, IndexerError, StorageError
 from indexer.files import DATABASE, discard, is_own_name, mend, open_regular, storage_errors, sync_directory
-from indexer.generations import GenerationRow
+from indexer.generations import GenerationRow, insert_generation, keep_asked
 from indexer.holdings import Holdings
 from indexer.metadata import MetadataTable, create_indexes, selective_columns
 from indexer.schema import migrate
@@ -253,33 +253,20 @@ class Store(Holdings):
         """Name a durable generation file and drop all others; their files are removed after the commit."""
         old = [row.name for row in self.generations()]
         with self.changing() as sql:
-            _keep_asked(sql, generation.details.get("asked"))
             sql.execute("DELETE FROM generations")
-            sql.execute(
-                "INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    generation.name,
-                    generation.vector_file,
-                    generation.kind,
-                    generation.n_slots,
-                    generation.n_bytes,
-                    generation.sha256,
-                    json.dumps(generation.details),
-                    generation.created_at,
-                ),
-            )
+            insert_generation(sql, generation)
         for name in old:
             discard(self.directory / name)
 
     def set_asked(self, asked: Mapping[str, JsonValue]) -> None:
         """Keep what is asked of the next generation."""
         with self.changing() as sql:
-            _keep_asked(sql, asked)
+            keep_asked(sql, asked)
 
     def update_generation(self, generation: GenerationRow) -> None:
         """Record other details of a generation whose file stays."""
         with self.changing() as sql:
-            _keep_asked(sql, generation.details.get("asked"))
+            keep_asked(sql, generation.details.get("asked"))
             details = (json.dumps(generation.details), generation.name)
             sql.execute("UPDATE generations SET details = ? WHERE name = ?", details)
 
@@ -314,7 +301,7 @@ class Store(Holdings):
             sql.execute("INSERT INTO passages SELECT rowid - 1, * FROM live ORDER BY rowid")
             sql.execute("DROP TABLE live")
             for row in self.generations():
-                _keep_asked(sql, row.details.get("asked"))
+                keep_asked(sql, row.details.get("asked"))
             sql.execute("DELETE FROM blocks")
             sql.executemany("INSERT INTO blocks VALUES (?, ?, ?)", blocks)
             sql.execute("DELETE FROM generations")
@@ -404,9 +391,3 @@ class Store(Holdings):
         if missing := sorted(name for name in named if not (self.directory / name).exists() and name[:3] == "vec"):
             msg = f"{self.directory}: the file {missing[0]} is missing; {mend(self.directory)}"
             raise IndexCorruptError(msg)
-
-
-def _keep_asked(sql: sqlite3.Connection, asked: JsonValue | Mapping[str, JsonValue]) -> None:
-    """Keep what was asked of a generation beside its row, which goes with the vector file that it belongs to."""
-    if asked is not None:
-        sql.execute("INSERT OR REPLACE INTO meta VALUES ('asked', ?)", (json.dumps(asked),))

@@ -282,15 +282,21 @@ class _Search:
             if is_all or self.allowed.bits is None or (slots[:, -1] >= 0).all():
                 found = self._ranked(slots, range(len(slots)), max(self.k, 2))  # one hit has no equal
                 if all(len(best) >= self.k for best, _ in found):
-                    flooded = [i for i, near in enumerate(slots) if self._is_flooded(i, near, found[i])]
-                    for i in flooded:
-                        found[i] = self._deeper(generation, i, depth, times)
-                    if flooded:
-                        self.how += ", more where copies of a text stood before others"
+                    self._look_past_copies(generation, slots, found, depth, times)
                     return [(scores[: self.k], best[: self.k]) for scores, best in found]
             if is_all:
                 return None
             times *= 4
+
+    def _look_past_copies(
+        self, generation: Generation, slots: NDArray[np.int64], found: _Found, depth: int, times: float
+    ) -> None:
+        """Replace what was found for the queries of whose candidates copies of a text are most."""
+        flooded = [i for i, near in enumerate(slots) if self._is_flooded(i, near, found[i])]
+        for i in flooded:
+            found[i] = self._deeper(generation, i, depth, times)
+        if flooded:
+            self.how += ", more where copies of a text stood before others"
 
     def _is_flooded(self, i: int, near: NDArray[np.int64], best: _Best) -> bool:
         """Tell whether equal vectors take most of the places among the candidates of a query."""

@@ -178,6 +178,12 @@ def test_what_was_asked_of_an_empty_index_holds_for_its_first_documents(tmp_path
         assert store.generations()[0].kind == "hnsw"
 
 
+@pytest.fixture
+def often_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the recall be measured again after 100 changes."""
+    monkeypatch.setattr(indexer.upkeep, "CHECK_SLOTS", 100)
+
+
 def change_row(store: Store, **details: object) -> GenerationRow:
     """Let the one generation have other details."""
     (row,) = store.generations()
@@ -186,8 +192,8 @@ def change_row(store: Store, **details: object) -> GenerationRow:
     return row
 
 
-def test_recall_is_measured_again_after_many_changes(ann_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexer.upkeep, "CHECK_SLOTS", 100)
+@pytest.mark.usefixtures("often_checked")
+def test_recall_is_measured_again_after_many_changes(ann_index: Path) -> None:
     rebuild_generation(ann_index, AnnOptions(kind="ivf", target_recall=0.8), tell_nobody)
     with closing(Store.open(ann_index)) as store:
         (before,) = store.generations()
@@ -202,10 +208,8 @@ def test_recall_is_measured_again_after_many_changes(ann_index: Path, monkeypatc
         assert after.details["search"]["recall@10"] != before.details["search"]["recall@10"], "of other queries"  # type: ignore[index, call-overload]
 
 
-def test_where_the_recall_has_become_too_low_the_index_is_tuned_again(
-    ann_index: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(indexer.upkeep, "CHECK_SLOTS", 100)
+@pytest.mark.usefixtures("often_checked")
+def test_where_the_recall_has_become_too_low_the_index_is_tuned_again(ann_index: Path) -> None:
     rebuild_generation(ann_index, AnnOptions(kind="ivf", target_recall=0.8), tell_nobody)
     with closing(Store.open(ann_index)) as store:
         append(store, clustered(100, DIM, 6))
@@ -216,10 +220,8 @@ def test_where_the_recall_has_become_too_low_the_index_is_tuned_again(
     assert after.details["search"]["recall@10"] >= 0.8  # type: ignore[index, call-overload, operator]
 
 
-def test_what_tuning_cannot_mend_is_built_anew_unless_it_never_reached_its_target(
-    ann_index: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(indexer.upkeep, "CHECK_SLOTS", 100)
+@pytest.mark.usefixtures("often_checked")
+def test_what_tuning_cannot_mend_is_built_anew_unless_it_never_reached_its_target(ann_index: Path) -> None:
     rebuild_generation(ann_index, AnnOptions(kind="PQ2x4", target_recall=0.999), tell_nobody)
     with closing(Store.open(ann_index)) as store:
         (missed,) = store.generations()
@@ -234,10 +236,10 @@ def test_what_tuning_cannot_mend_is_built_anew_unless_it_never_reached_its_targe
     assert anew.n_slots == N + 100
 
 
+@pytest.mark.usefixtures("often_checked")
 def test_a_check_that_finds_a_little_less_does_not_count_as_a_target_that_was_never_reached(
     ann_index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexer.upkeep, "CHECK_SLOTS", 100)
     rebuild_generation(ann_index, AnnOptions(kind="PQ2x4", target_recall=0.001), tell_nobody)
     with closing(Store.open(ann_index)) as store:
         append(store, clustered(100, DIM, 6))
@@ -254,10 +256,8 @@ def test_a_check_that_finds_a_little_less_does_not_count_as_a_target_that_was_ne
         assert store.generations()[0].name != row.name
 
 
-def test_there_is_nothing_to_measure_when_all_documents_are_gone(
-    ann_index: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(indexer.upkeep, "CHECK_SLOTS", 100)
+@pytest.mark.usefixtures("often_checked")
+def test_there_is_nothing_to_measure_when_all_documents_are_gone(ann_index: Path) -> None:
     delete_documents(ann_index, [f"d{i}" for i in range(N - 500)])
     rebuild_generation(ann_index, AnnOptions(kind="ivf"), tell_nobody)
     delete_documents(ann_index, [f"d{i}" for i in range(N)])

@@ -121,9 +121,8 @@ class Trial:
         firsts = np.sort(np.unique(rows, axis=0, return_index=True)[1])
         self.own, self.queries = own[firsts], rows[firsts]
         self._is_held = self.own < n_slots
-        self.least = np.full(
-            len(self.own), -np.inf, np.float32
-        )  # the score of the k-th nearest; whatever reaches it is a hit
+        # The score of the k-th nearest; whatever reaches it is a hit.
+        self.least = np.full(len(self.own), -np.inf, np.float32)
         if self.k > 0:
             near = scan(vectors, self.queries, self.k + 1, held)
             for i, slots in enumerate(near):
