@@ -71,9 +71,11 @@ wheel: .venv/.dev
 	.venv/peers/bin/python -m pip install --quiet --constraint constraints.txt sentence-transformers txtai
 	touch $@
 
-# FAISS for GPUs excludes FAISS for the CPU, and with cuVS it wants a newer CUDA than torch 2.11 to 2.14 bring.
+# FAISS for GPUs excludes FAISS for the CPU, and with cuVS it wants a newer CUDA than torch 2.11 to 2.14 bring. Older
+# versions of pip do not take its libcuvs 26.06 for libcuvs 26.6.
 .venv/.cuvs: .venv/.dev
 	$(PYTHON) -m venv .venv/cuvs
+	.venv/cuvs/bin/python -m pip install --quiet --upgrade 'pip>=24.1'
 	grep -v -e '^torch==' -e '^faiss' constraints.txt > .venv/cuvs/constraints.txt
 	.venv/cuvs/bin/python -m pip install --quiet --constraint .venv/cuvs/constraints.txt \
 		'torch==2.10.*' 'faiss-gpu-cuvs==1.15.1' --editable '.[cuvs,eval,dev]'

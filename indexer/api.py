@@ -186,6 +186,7 @@ class Index:
         Raises:
             FilterError: the filter cannot be understood.
             IndexLockedError: another writer holds the index.
+            UsageError: `ids` is one text; its characters would be deleted as ids.
         """
         return delete_documents(self.directory, ids, where)
 

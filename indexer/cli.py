@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from indexer.config import DEFAULT_MODEL, Dtype, IfExists, OnError, Pooling, VectorDtype
 
+
+class _Commands(TyperGroup):
+    """The commands; typer alone would end an interrupted one without a word."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer names another class for it in each version
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            sys.stderr.write("interrupted: nothing is half-written\n")
+            raise typer.Exit(130) from error
+
+
 app = typer.Typer(
     name="index",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -297,13 +312,17 @@ def _read_options(text_field: list[str] | None, id_field: str | None, columns: s
 def _run(source: list[str], directory: Path, options: Any, json: bool) -> None:  # noqa: ANN401
     from indexer.build import REJECTS, run_build
     from indexer.console import ProgressDisplay, say, stop_on_terminate
+    from indexer.files import DATABASE
 
     display = ProgressDisplay()
     try:
         with stop_on_terminate(), display:
             report = run_build(source, directory, options, on_progress=display)
     except KeyboardInterrupt as error:
-        say(f"interrupted: what was committed to {directory} stands; run the same command again to resume")
+        if (directory / DATABASE).exists():
+            say(f"interrupted: what was committed to {directory} stands; run the same command again to resume")
+        else:
+            say("interrupted: nothing was committed yet; run the same command again")
         raise typer.Exit(130) from error
     for warning in report.warnings:
         if warning not in display.shown:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.changes import Changes
+from indexer.errors import UsageError
 from indexer.filters import compile_filter, parse_filter
 from indexer.lock import writer_lock
 from indexer.snapshot import SnapshotReader
@@ -27,6 +28,9 @@ def delete_documents(
     directory: Path, ids: Sequence[str], where: str | Mapping[str, object] | None = None
 ) -> DeleteReport:
     """Delete documents by id, and those that meet a filter; `Index.delete` says more."""
+    if isinstance(ids, str):
+        msg = f"ids is one text, {ids!r:.60}; give a list of ids"
+        raise UsageError(msg)
     with closing(SnapshotReader(directory)) as reader, writer_lock(directory):
         rows = set[int]()
         if where is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -10,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from indexer.ann.engine import empty_index
-from indexer.ann.generation import Generation, build_generation, is_usable
+from indexer.ann.generation import Generation, build_generation, grow_generation, is_usable
 from indexer.ann.gpu import Gpu
 from indexer.ann.kinds import LEAST_FOR_CAGRA, AnnOptions, Kind, Recipe, choose_recipe
+from indexer.ann.training import OnStep
 from indexer.ann.tuning import Point, Trial, Tuning
 from indexer.documents import JsonValue
 from indexer.errors import IndexCorruptError, UsageError
@@ -23,10 +25,17 @@ from indexer.snapshot import SnapshotReader
 from indexer.store import Store, now
 from indexer.vectors import VectorReader
 
+logger = logging.getLogger(__name__)
+
 TAIL_SLOTS = 20_000
 DEAD_SHARE = 0.2
-# After so many appended or dead slots the recall is measured again: of newer queries, without what is dead.
+# After so many appended or dead slots, or this share of all, the recall is measured again: of newer queries, without
+# what is dead.
 CHECK_SLOTS = 5_000
+CHECK_SHARE = 0.01
+# What a generation was trained with may be a quarter of what it holds.
+_MOST_GROWTH = 4
+_GROWING = {Kind.IVF, Kind.HNSW, Kind.FACTORY}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,9 +85,10 @@ def asked_before(store: Store) -> AnnOptions:
 def bring_generation_up_to_date(
     store: Store, asked: AnnOptions, on_progress: OnProgress = tell_nobody, device: str | None = None
 ) -> list[str]:
-    """Build a new generation where there is none, the tail is long, many slots are dead, or another one is asked for.
+    """Build a new generation where there is none, many slots are dead, or another one is asked for.
 
-    Otherwise the recall of the one that is there is measured again when enough has changed.
+    Where the tail is long, the generation that is there grows by it, into a new file, as long as the same recipe is
+    due. Its recall is measured again when enough has changed.
 
     Args:
         store: the index, open for writing.
@@ -101,12 +111,23 @@ def bring_generation_up_to_date(
     n_dead = store.counts()["dead"]
     n_newly_dead = n_dead - _number(current.details, "n_dead")
     n_tail = store.n_rows - current.n_slots
-    if n_tail > TAIL_SLOTS or n_newly_dead > DEAD_SHARE * store.n_rows:
+    if n_newly_dead > DEAD_SHARE * store.n_rows:
         return _rebuild(store, asked, on_progress, device)
-    n_changed = n_tail + n_newly_dead - _number(current.details, "n_changed_at_check")
-    if n_changed >= CHECK_SLOTS and "search" in current.details and _n_live(store, current) > 1:
-        return _check(store, current, asked, n_tail + n_newly_dead, on_progress, device)
-    return []
+    n_unchecked = n_tail + n_newly_dead - _number(current.details, "n_changed_at_check")
+    warnings: list[str] = []
+    if n_tail > TAIL_SLOTS:
+        grown = _grown(store, current, asked, on_progress)
+        if grown is None:
+            return _rebuild(store, asked, on_progress, device)
+        n_tail = 0
+        # What has not been checked goes on counting.
+        current = replace(grown, details={**grown.details, "n_changed_at_check": n_newly_dead - n_unchecked})
+        store.replace_generation(current)
+        warnings += _too_large(current, asked)
+    is_due = n_unchecked >= max(CHECK_SLOTS, CHECK_SHARE * store.n_rows)
+    if is_due and "search" in current.details and _n_live(store, current) > 1:
+        warnings += _check(store, current, asked, n_tail + n_newly_dead, on_progress, device)
+    return warnings
 
 
 def check_recipe(asked: AnnOptions, dim: int, device: str | None = None) -> None:
@@ -209,12 +230,13 @@ def _rebuild(store: Store, asked: AnnOptions, on_progress: OnProgress, device: s
         warnings.append(f"--kind cagra needs {LEAST_FOR_CAGRA:,} vectors, there are {store.n_rows:,}; made hnsw")
     recipe = choose_recipe(can_be, store.n_rows, store.layout.dim, store.layout.dtype)
     with _open_vectors(store) as vectors:
-
-        def on_step(fraction: float, _step: str) -> None:
-            on_progress(Progress(phase=Phase.INDEX, fraction=fraction * 0.8))
-
-        row = build_generation(store.directory, vectors, recipe, gpu, now(), on_step)
-        details = {**row.details, "asked": asdict(asked), "n_dead": store.counts()["dead"]}
+        row = build_generation(store.directory, vectors, recipe, gpu, now(), _shares(on_progress))
+        details = {
+            **row.details,
+            "asked": asdict(asked),
+            "n_dead": store.counts()["dead"],
+            "n_trained": row.n_slots,
+        }
         if not recipe.kind.is_exact and _n_live(store, row) > 1:
             generation = Generation(store.directory, row, store.layout.dim)
             tuning = _tune(store, vectors, generation, asked, on_progress)
@@ -226,13 +248,42 @@ def _rebuild(store: Store, asked: AnnOptions, on_progress: OnProgress, device: s
                     f"FAISS cannot leave vectors out of a search of {recipe.factory}: with a filter, and once a "
                     "document is deleted, exact search takes its place; choose another --kind if that matters"
                 )
-    if asked.max_memory_bytes is not None and row.n_bytes > asked.max_memory_bytes:
-        warnings.append(
-            f"the {row.kind} index takes {row.n_bytes:,} bytes, more than --max-index-memory "
-            f"{asked.max_memory_bytes:,}; no kind that was tried is smaller"
-        )
     store.replace_generation(replace(row, details=details))
-    return warnings
+    return warnings + _too_large(row, asked)
+
+
+def _grown(store: Store, current: GenerationRow, asked: AnnOptions, on_progress: OnProgress) -> GenerationRow | None:
+    """Write a generation that goes on where the current one ends, and return its row to commit.
+
+    None where one is to be made anew: another recipe is due, what the current one was trained with has become a small
+    part, it was too small to be tuned, or FAISS cannot go on with it.
+    """
+    recipe = choose_recipe(asked, store.n_rows, store.layout.dim, store.layout.dtype)
+    made = (current.kind, current.details.get("factory"), current.details.get("copies"))
+    n_trained = _number(current.details, "n_trained") or current.n_slots
+    if (
+        recipe.kind not in _GROWING
+        or made != (recipe.kind.value, recipe.factory, recipe.copies)
+        or store.n_rows > _MOST_GROWTH * n_trained
+        or "search" not in current.details
+    ):
+        return None
+    with _open_vectors(store) as vectors:
+        try:
+            row = grow_generation(store.directory, current, vectors, recipe, now(), _shares(on_progress))
+        except (FileNotFoundError, IndexCorruptError, UsageError) as error:
+            logger.info("the FAISS file is made anew, not grown: %s", error)
+            return None
+    return replace(row, details={**current.details, **row.details, "n_trained": n_trained})
+
+
+def _too_large(row: GenerationRow, asked: AnnOptions) -> list[str]:
+    if asked.max_memory_bytes is None or row.n_bytes <= asked.max_memory_bytes:
+        return []
+    return [
+        f"the {row.kind} index takes {row.n_bytes:,} bytes, more than --max-index-memory "
+        f"{asked.max_memory_bytes:,}; no kind that was tried is smaller"
+    ]
 
 
 def _check(
@@ -300,6 +351,10 @@ def _recorded_recall(row: GenerationRow) -> float | None:
             return recall
         case _:
             return None
+
+
+def _shares(on_progress: OnProgress) -> OnStep:
+    return lambda fraction, _step: on_progress(Progress(phase=Phase.INDEX, fraction=fraction * 0.8))
 
 
 def _steps(on_progress: OnProgress) -> Callable[[], None]:

@@ -305,14 +305,14 @@ class VectorReader:
             raise IndexCorruptError(msg)
         return np.frombuffer(data, self.layout.numpy_dtype).reshape(n_rows, self.layout.dim)
 
-    def streamed(self, size: int = BLOCK_ROWS) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield (first slot, (n, d) float32) over all rows as `stored` reads them: none of them stays in memory.
+    def streamed(self, size: int = BLOCK_ROWS, *, start: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield (first slot, (n, d) float32) over the rows from `start` on, read as by `stored`: none stays in memory.
 
         Raises:
             StorageError: the disk cannot be read.
             IndexCorruptError: the file has become shorter.
         """
-        for first in range(0, self.n_rows, size):
+        for first in range(start, self.n_rows, size):
             yield first, decode_rows(self.stored(first, min(size, self.n_rows - first)))
 
     def checked(self, first_slot: int, n_rows: int, crc: int) -> NDArray[np.generic]:

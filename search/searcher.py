@@ -191,14 +191,18 @@ class Searcher:
             with_text: whether hits carry their text.
 
         Raises:
-            UsageError: an empty query, or k below 1.
+            UsageError: a query that is empty or no text, or k below 1.
             FilterError: the filter cannot be understood, or names a field that no document has.
             ModelNotFoundError: the model of the index cannot be had here.
         """
         ask = _Ask(k, where, passages, exact, with_text)
+        if isinstance(texts, str):
+            msg = f"texts is one text, {texts!r:.60}; give a list of them, or call search"
+            raise UsageError(msg)
         for position, text in enumerate(texts):
-            if not text.strip():
-                msg = f"query {position + 1} of {len(texts)} is empty; give some text"
+            if not isinstance(text, str) or not text.strip():
+                given = "empty" if isinstance(text, str) else f"a value of type {type(text).__name__}"
+                msg = f"query {position + 1} of {len(texts)} is {given}; give some text"
                 raise UsageError(msg)
         if not texts:
             return []

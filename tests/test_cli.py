@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from search.cli import main
+
 INDEX = str(Path(sys.executable).parent / "index")
+Capture = pytest.CaptureFixture[str]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 RECORDS = [
     {"id": "a", "text": "red apples and green pears", "kind": "fruit", "year": 2020, "fresh": True},
@@ -338,6 +341,26 @@ def test_a_terminated_build_exits_130_and_goes_on_where_it_stopped(run: Run, tmp
     assert report["documents"] == 6000
     assert report["unchanged"] > 0
     assert report["encoded"] + report["unchanged"] == 6000
+
+
+@pytest.mark.parametrize(
+    ("command", "function", "said"),
+    [
+        ("build", "build.run_build", "interrupted: nothing was committed yet; run the same command again"),
+        ("compact", "compact.compact_index", "interrupted: nothing is half-written"),
+    ],
+)
+def test_an_interrupted_command_says_how_things_stand(
+    command: str, function: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"indexer.{function}", interrupt)
+    monkeypatch.setattr(sys, "argv", ["index", command, str(tmp_path), *(["-o", str(tmp_path)] * (command == "build"))])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, said + "\n")
 
 
 def test_eval_prints_the_figures(run: Run, index: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from indexes import Oracle, build, records, searching, sql
 
 from indexer import Index
 from indexer.delete import DeleteReport, delete_documents
-from indexer.errors import FilterError, IndexNotFoundError
+from indexer.errors import FilterError, IndexNotFoundError, UsageError
 from indexer.verify import verify_index
 
 
@@ -54,6 +54,12 @@ def test_a_filter_that_cannot_be_understood_deletes_nothing(index: Path) -> None
 def test_an_id_that_could_not_be_in_an_index_is_unknown(index: Path) -> None:
     report = delete_documents(index, ["d1\0", "d1\0x", "\ud800", "d1 ", "D1"])
     assert (report.deleted, report.unknown) == (0, 5)
+
+
+def test_one_text_is_not_taken_for_the_ids_of_its_characters(index: Path) -> None:
+    with pytest.raises(UsageError, match="ids is one text, 'd1'; give a list of ids"):
+        Index(index).delete("d1")
+    assert sql(index, "SELECT count(*) FROM documents") == [(10,)]
 
 
 def test_a_deleted_document_can_come_back(index: Path) -> None:

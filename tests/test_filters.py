@@ -356,7 +356,7 @@ def nested_in_field(depth: int) -> dict:
         ({"\ud800": 1}, "is not valid Unicode"),
         ({"$gt": 1}, "'$gt' cannot stand here; write field names, $and, $or or $not"),
         ({"$nor": [{}]}, "'$nor' cannot stand here"),
-        ({"$and": []}, "$and takes a list of at least one filter, not a list"),
+        ({"$and": []}, "$and takes a list of at least one filter, not an empty list"),
         ({"$or": {"x": 1}}, "$or takes a list of at least one filter, not an object"),
         ({"$or": [1]}, 'each part of $or is an object such as {"label": "joy"}, not 1'),
         ({"$not": [{"x": 1}]}, 'what $not takes is an object such as {"label": "joy"}, not a list'),

@@ -177,6 +177,10 @@ def test_without_text_all_else_is_the_same(world: tuple[Path, Oracle]) -> None:
 
 def test_what_cannot_be_asked_is_refused_and_the_searcher_goes_on(world: tuple[Path, Oracle]) -> None:
     with searching(world[0]) as searcher:
+        with pytest.raises(UsageError, match="texts is one text, 'a cat'; give a list"):
+            searcher.search_batch("a cat")
+        with pytest.raises(UsageError, match="query 1 of 1 is a value of type NoneType; give some text"):
+            searcher.search(None)  # type: ignore[arg-type]
         with pytest.raises(UsageError, match="query 2 of 3"):
             searcher.search_batch(["a", " \n", "c"])
         with pytest.raises(UsageError, match="k is 0"):

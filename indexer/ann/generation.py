@@ -15,7 +15,7 @@ from typing import Any
 from indexer.ann.engine import AnnIndex, Effort, load_faiss
 from indexer.ann.gpu import Gpu
 from indexer.ann.kinds import Kind, Recipe
-from indexer.ann.training import OnStep, make_index
+from indexer.ann.training import OnStep, grow_index, make_index
 from indexer.errors import IndexCorruptError, StorageError
 from indexer.files import discard, new_name, open_regular, own_path, storage_error, sync_directory, write_all
 from indexer.generations import GenerationRow
@@ -44,7 +44,40 @@ def build_generation(
         UsageError: FAISS cannot make such an index of these vectors.
         StorageError: the file system refused, or what was written does not read back.
     """
-    index = make_index(vectors, recipe, gpu, on_step)
+    return _write_generation(directory, vectors, recipe, make_index(vectors, recipe, gpu, on_step), created_at)
+
+
+def grow_generation(
+    directory: Path, before: GenerationRow, vectors: VectorReader, recipe: Recipe, created_at: str, on_step: OnStep
+) -> GenerationRow:
+    """Write a generation over all rows that begins with what another one holds, and return the row to commit.
+
+    Args:
+        directory: of the index.
+        before: the generation over the first rows, made by the same recipe; its file is checked to the last byte.
+        vectors: the vector file.
+        recipe: of both.
+        created_at: UTC, ISO 8601.
+        on_step: told how far the work is.
+
+    Raises:
+        FileNotFoundError: the file is gone.
+        IndexCorruptError: the file is not the one that the database names.
+        UsageError: FAISS cannot add to such an index.
+        StorageError: the file system refused, or what was written does not read back.
+    """
+    Generation(directory, before, vectors.layout.dim, check_every_byte=True)
+    index = _read(own_path(directory, before.name), before.n_bytes, is_mapped=False)
+    return _write_generation(directory, vectors, recipe, grow_index(index, vectors, recipe, on_step), created_at)
+
+
+def _write_generation(
+    directory: Path,
+    vectors: VectorReader,
+    recipe: Recipe,
+    index: Any,  # noqa: ANN401 - faiss is untyped
+    created_at: str,
+) -> GenerationRow:
     name = new_name("gen", "faiss")
     temporary = directory / name.replace(".faiss", ".tmp")
     try:
@@ -156,10 +189,12 @@ class Generation:
         return same
 
 
-def _read(path: Path, n_bytes: int) -> Any:  # noqa: ANN401 - faiss is untyped
+def _read(path: Path, n_bytes: int, *, is_mapped: bool = True) -> Any:  # noqa: ANN401 - faiss is untyped
     faiss = load_faiss()
     # The table of distances between centroids, for L2 alone, would count against the limit.
-    flags = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
+    flags = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
+    if is_mapped:
+        flags |= faiss.IO_FLAG_MMAP_IFC
     with _reading:
         # A crafted file may announce more than it holds; nothing in a file is larger than the file.
         faiss.set_deserialization_vector_byte_limit(n_bytes)

@@ -69,10 +69,8 @@ def _trained_and_filled(
     gpu: Gpu | None,
     on_step: OnStep,
 ) -> Any:  # noqa: ANN401 - faiss is untyped
-    faiss = load_faiss()
     index = empty_index(recipe, vectors.layout.dim)
-    # FastScan takes no lists that were found elsewhere: ours is filled in another form, and both stand at the end.
-    becomes_fast = recipe.kind is Kind.IVF and isinstance(index, faiss.IndexIVFPQFastScan)
+    becomes_fast = _is_filled_slowly(index, recipe)
     if becomes_fast:
         index = _without_fast_scan(index)
     trained_share = 0.0
@@ -86,25 +84,72 @@ def _trained_and_filled(
         on_step(trained_share, "trained")
     if recipe.kind is Kind.FLAT:
         _reserve(index, vectors.n_rows)
+    _fill(index, vectors, recipe, gpu, lambda share: on_step(trained_share + (1 - trained_share) * share, "adding"))
+    return _with_fast_scan(index) if becomes_fast else index
+
+
+def grow_index(index: Any, vectors: VectorReader, recipe: Recipe, on_step: OnStep) -> Any:  # noqa: ANN401 - faiss is untyped
+    """Return a FAISS index that holds all rows, from one of the same recipe that holds the first of them.
+
+    Args:
+        index: read into memory; of no use afterwards.
+        vectors: the vector file.
+        recipe: by which it was made.
+        on_step: told after each block.
+
+    Raises:
+        UsageError: FAISS cannot add to it.
+    """
+    try:
+        becomes_fast = _is_filled_slowly(index, recipe)
+        if becomes_fast:
+            index = _without_fast_scan(index)
+        _fill(index, vectors, recipe, None, lambda share: on_step(share, "adding"))
+        return _with_fast_scan(index) if becomes_fast else index
+    except RuntimeError as error:
+        msg = f"{recipe.factory!r} takes no further vectors: {said(error)}"
+        raise UsageError(msg) from error
+
+
+def _is_filled_slowly(index: Any, recipe: Recipe) -> bool:  # noqa: ANN401 - faiss is untyped
+    """Tell whether an index is filled in another form: FastScan takes no lists that were found elsewhere."""
+    return recipe.kind is Kind.IVF and isinstance(index, load_faiss().IndexIVFPQFastScan)
+
+
+def _fill(
+    index: Any,  # noqa: ANN401 - faiss is untyped
+    vectors: VectorReader,
+    recipe: Recipe,
+    gpu: Gpu | None,
+    on_share: Callable[[float], None],
+) -> None:
+    """Add the rows that an index does not hold."""
+    faiss = load_faiss()
     takes_lists = isinstance(index, faiss.IndexIVF) and not isinstance(index, faiss.IndexIVFFastScan)
     is_helped = takes_lists and gpu is not None
     lists = ListFiller(index, recipe.copies, gpu) if recipe.kind is Kind.IVF or is_helped else None
-    for first, block in vectors.streamed():
+    for first, block in vectors.streamed(start=index.ntotal // recipe.copies):
         if lists is None:
             index.add(block)
         else:
             lists.add(first, block)
-        done = (first + len(block)) / vectors.n_rows
-        on_step(trained_share + (1 - trained_share) * done, "adding")
-    return _with_fast_scan(index) if becomes_fast else index
+        on_share((first + len(block)) / vectors.n_rows)
 
 
 def _without_fast_scan(index: Any) -> Any:  # noqa: ANN401 - faiss is untyped
-    """Return an empty index with the lists and codes of an empty FastScan one."""
+    """Return an index that holds what a FastScan one does, in the layout that takes lists."""
     plain = load_faiss().IndexIVFPQ(
         index.quantizer, index.d, index.nlist, index.pq.M, index.pq.nbits, index.metric_type
     )
     plain.by_residual = index.by_residual
+    if index.is_trained:
+        plain.pq = index.pq
+        plain.is_trained = True
+        index.orig_invlists = plain.invlists
+        index.reconstruct_orig_invlists()
+        index.orig_invlists = None
+        plain.ntotal = index.ntotal
+        index.reset()
     plain.own_fields, index.own_fields = True, False
     return plain
 

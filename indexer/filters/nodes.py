@@ -39,7 +39,7 @@ class Comparison(StrEnum):
     LTE = "<="
 
 
-class Kind(StrEnum):
+class ScalarKind(StrEnum):
     """Kinds of scalars; values of different kinds are never equal and never ordered."""
 
     STRING = "string"
@@ -52,7 +52,7 @@ class Kind(StrEnum):
 class Scalar:
     """An operand with its kind, because Python holds `True == 1`; 1 and 1.0 are the same number on purpose."""
 
-    kind: Kind
+    kind: ScalarKind
     value: str | float | bool | None
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 
 from indexer.errors import FilterError
-from indexer.filters.nodes import Kind, Scalar
+from indexer.filters.nodes import Scalar, ScalarKind
 
 
 def scalar(value: object, place: str) -> Scalar:
@@ -25,14 +25,14 @@ def scalar(value: object, place: str) -> Scalar:
     """
     match value:
         case None:
-            return Scalar(Kind.NULL, None)
+            return Scalar(ScalarKind.NULL, None)
         case bool():
-            return Scalar(Kind.BOOLEAN, value)
+            return Scalar(ScalarKind.BOOLEAN, value)
         case str():
             check_unicode(value, place)
-            return Scalar(Kind.STRING, value)
+            return Scalar(ScalarKind.STRING, value)
         case int() | float():
-            return Scalar(Kind.NUMBER, _check_finite(value, place))
+            return Scalar(ScalarKind.NUMBER, _check_finite(value, place))
         case _:
             advice = "use $in for one of several values, $contains for a member of a list"
             msg = f"{place}: {show(value)} cannot be compared; {advice}"
@@ -87,8 +87,8 @@ def show(value: object) -> str:
         case int() | float():
             return repr(value)
         case list() | tuple():
-            return "a list"
+            return "a list" if value else "an empty list"
         case Mapping():
-            return "an object"
+            return "an object" if value else "an empty object"
         case _:
             return f"a value of type {type(value).__name__}"

@@ -105,8 +105,7 @@ class _Parser:
         _check_depth(depth)
         place = f"field {show(name)}"
         if not isinstance(operators, Mapping) or not operators:
-            given = "an empty object" if isinstance(operators, Mapping) else show(operators)
-            msg = f"{place} needs an object of operators, not {given}; use {_FIELD_OPERATORS}"
+            msg = f"{place} needs an object of operators, not {show(operators)}; use {_FIELD_OPERATORS}"
             raise FilterError(msg)
         parts = []
         for key, operand in operators.items():

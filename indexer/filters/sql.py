@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from indexer.errors import FilterError
-from indexer.filters.nodes import And, Compare, Comparison, Contains, Exists, Filter, Kind, Not, OneOf, Or, Scalar
+from indexer.filters.nodes import And, Compare, Comparison, Contains, Exists, Filter, Not, OneOf, Or, Scalar, ScalarKind
 from indexer.filters.operands import show
 
 N_FIELDS_SHOWN = 20
@@ -34,21 +34,21 @@ class FieldType(StrEnum):
     OBJECT = "object"
 
 
-_TYPES: Mapping[Kind, frozenset[str]] = {
-    Kind.STRING: frozenset({FieldType.STRING}),
-    Kind.NUMBER: frozenset({FieldType.INTEGER, FieldType.NUMBER}),
-    Kind.BOOLEAN: frozenset({FieldType.BOOLEAN}),
-    Kind.NULL: frozenset({FieldType.NULL}),
+_TYPES: Mapping[ScalarKind, frozenset[str]] = {
+    ScalarKind.STRING: frozenset({FieldType.STRING}),
+    ScalarKind.NUMBER: frozenset({FieldType.INTEGER, FieldType.NUMBER}),
+    ScalarKind.BOOLEAN: frozenset({FieldType.BOOLEAN}),
+    ScalarKind.NULL: frozenset({FieldType.NULL}),
 }
 _NESTED = frozenset({FieldType.ARRAY, FieldType.OBJECT})
 # What SQL could take for an equal value of the kind: 1 for true, the text of a list for a string.
-_LOOK_ALIKES: Mapping[Kind, frozenset[str]] = {
-    Kind.STRING: _NESTED,
-    Kind.NUMBER: _TYPES[Kind.BOOLEAN],
-    Kind.BOOLEAN: _TYPES[Kind.NUMBER],
-    Kind.NULL: frozenset(),
+_LOOK_ALIKES: Mapping[ScalarKind, frozenset[str]] = {
+    ScalarKind.STRING: _NESTED,
+    ScalarKind.NUMBER: _TYPES[ScalarKind.BOOLEAN],
+    ScalarKind.BOOLEAN: _TYPES[ScalarKind.NUMBER],
+    ScalarKind.NULL: frozenset(),
 }
-_JSON_TYPES: Mapping[Kind, str] = {Kind.STRING: "('text')", Kind.NUMBER: "('integer', 'real')"}
+_JSON_TYPES: Mapping[ScalarKind, str] = {ScalarKind.STRING: "('text')", ScalarKind.NUMBER: "('integer', 'real')"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def _field(name: str, fields: Mapping[str, Field]) -> Field:
 def _compare(field: Field, comparison: Comparison, operand: Scalar) -> CompiledFilter:
     if not field.types & _TYPES[operand.kind]:
         return _FALSE
-    if operand.kind in {Kind.NULL, Kind.BOOLEAN}:
+    if operand.kind in {ScalarKind.NULL, ScalarKind.BOOLEAN}:
         return _is_constant(field, operand)
     bound = _bind(field.column, [operand])
     confused = _LOOK_ALIKES[operand.kind] if comparison is Comparison.EQ else frozenset(FieldType)
@@ -131,19 +131,19 @@ def _compare(field: Field, comparison: Comparison, operand: Scalar) -> CompiledF
 
 def _one_of(field: Field, operands: tuple[Scalar, ...]) -> CompiledFilter:
     tests = []
-    for kind in (Kind.STRING, Kind.NUMBER):
+    for kind in (ScalarKind.STRING, ScalarKind.NUMBER):
         same = [operand for operand in operands if operand.kind is kind]
         if same and field.types & _TYPES[kind]:
             bound = _bind(field.column, same)
             tests.append(_guarded(field, kind, _LOOK_ALIKES[kind], f"IN ({bound.sql})", bound.parameters))
-    constants = [operand for operand in operands if operand.kind in {Kind.NULL, Kind.BOOLEAN}]
+    constants = [operand for operand in operands if operand.kind in {ScalarKind.NULL, ScalarKind.BOOLEAN}]
     tests += [_compare(field, Comparison.EQ, operand) for operand in constants]
     return _join(" OR ", tests) if tests else _FALSE
 
 
 def _is_constant(field: Field, operand: Scalar) -> CompiledFilter:
     """Return the test for true, false or null."""
-    if field.column and operand.kind is Kind.BOOLEAN and not field.types & _LOOK_ALIKES[Kind.BOOLEAN]:
+    if field.column and operand.kind is ScalarKind.BOOLEAN and not field.types & _LOOK_ALIKES[ScalarKind.BOOLEAN]:
         return CompiledFilter(f"{_column(field.column)} = {int(operand.value is True)}")
     kind = _json_type(field)
     return CompiledFilter(f"{kind.sql} = ?", (*kind.parameters, json.dumps(operand.value)))
@@ -151,10 +151,10 @@ def _is_constant(field: Field, operand: Scalar) -> CompiledFilter:
 
 def _contains(field: Field, operand: Scalar) -> CompiledFilter:
     tests = []
-    if operand.kind is Kind.STRING and FieldType.STRING in field.types:
+    if operand.kind is ScalarKind.STRING and FieldType.STRING in field.types:
         value = _value(field)
         found = CompiledFilter(f"instr({value.sql}, ?) > 0", (*value.parameters, str(operand.value)))
-        tests.append(_guard(field, Kind.STRING, frozenset(FieldType), found))
+        tests.append(_guard(field, ScalarKind.STRING, frozenset(FieldType), found))
     if FieldType.ARRAY in field.types:
         kind, value, member = _json_type(field), _json_value(field), _member(operand)
         # CASE keeps json_each from a value that is no JSON text, whatever order the planner picks.
@@ -165,7 +165,7 @@ def _contains(field: Field, operand: Scalar) -> CompiledFilter:
 
 
 def _member(operand: Scalar) -> CompiledFilter:
-    if operand.kind in {Kind.NULL, Kind.BOOLEAN}:
+    if operand.kind in {ScalarKind.NULL, ScalarKind.BOOLEAN}:
         return CompiledFilter("member.type = ?", (json.dumps(operand.value),))
     bound = _bind(None, [operand])
     return CompiledFilter(
@@ -174,23 +174,23 @@ def _member(operand: Scalar) -> CompiledFilter:
 
 
 def _exists(field: Field) -> CompiledFilter:
-    if field.column and not field.types & (_NESTED | _TYPES[Kind.NULL]):
+    if field.column and not field.types & (_NESTED | _TYPES[ScalarKind.NULL]):
         return CompiledFilter(f"{_column(field.column)} IS NOT NULL")
     kind = _json_type(field)
     return CompiledFilter(f"{kind.sql} IS NOT NULL", kind.parameters)
 
 
 def _guarded(
-    field: Field, kind: Kind, confused: frozenset[str], test: str, parameters: tuple[str | int | float, ...]
+    field: Field, kind: ScalarKind, confused: frozenset[str], test: str, parameters: tuple[str | int | float, ...]
 ) -> CompiledFilter:
     value = _value(field)
     return _guard(field, kind, confused, CompiledFilter(f"{value.sql} {test}", value.parameters + parameters))
 
 
-def _guard(field: Field, kind: Kind, confused: frozenset[str], test: CompiledFilter) -> CompiledFilter:
+def _guard(field: Field, kind: ScalarKind, confused: frozenset[str], test: CompiledFilter) -> CompiledFilter:
     """Return the test, and-ed with one of the JSON type if the field has other types that it could be confused by."""
     unseen = _NESTED if field.column else frozenset()  # columns hold NULL for these, as every value does for null
-    if not (field.types & confused) - _TYPES[kind] - _TYPES[Kind.NULL] - unseen:
+    if not (field.types & confused) - _TYPES[kind] - _TYPES[ScalarKind.NULL] - unseen:
         return test
     found = _json_type(field)
     sql = f"{test.sql} AND {found.sql} IN {_JSON_TYPES[kind]}"

@@ -1,0 +1,164 @@
+"""A generation that grows by a long tail: what it then holds, and when one is made anew instead."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from anns import DIM, KINDS, N, append, clustered, exact, found_share, nearest_through_generation, snapshot_of
+from indexes import flip_byte, only
+
+import indexer.ann.generation
+import indexer.upkeep
+from indexer.ann.generation import Generation
+from indexer.ann.kinds import AnnOptions
+from indexer.delete import delete_documents
+from indexer.generations import GenerationRow
+from indexer.progress import Progress, tell_nobody
+from indexer.store import Store
+from indexer.upkeep import bring_generation_up_to_date, rebuild_generation
+from search.nearest import View
+
+TAIL = 150
+
+
+@pytest.fixture(autouse=True)
+def short_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexer.upkeep, "TAIL_SLOTS", TAIL - 1)
+
+
+def grown(index: Path, n: int = TAIL, seed: int = 6, asked: AnnOptions | None = None) -> GenerationRow:
+    """Append vectors and return the generation that a writer leaves."""
+    with closing(Store.open(index)) as store:
+        append(store, clustered(n, DIM, seed))
+        bring_generation_up_to_date(store, asked or AnnOptions(), tell_nobody)
+        (row,) = store.generations()
+    return row
+
+
+def let_nothing_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexer.ann.generation, "make_index", lambda *_: pytest.fail("it was made anew"))
+
+
+def check_holds_every_slot(index: Path, row: GenerationRow) -> None:
+    generation = Generation(index, row, DIM)
+    copies = generation.index.copies
+    _, slots = generation.index.search(np.ones((1, DIM), np.float32), row.n_slots * copies)
+    found, counts = np.unique(slots, return_counts=True)
+    assert found.tolist() == list(range(row.n_slots))
+    assert set(counts.tolist()) == {copies}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "PQ32"])
+def test_a_long_tail_is_added_without_training(ann_index: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, _ = rebuild_generation(ann_index, AnnOptions(kind=kind), tell_nobody)
+    let_nothing_be_trained(monkeypatch)
+    after = grown(ann_index)
+    assert (after.n_slots, after.details["n_trained"]) == (N + TAIL, N)
+    assert after.details["search"] == before.details["search"], "too little has changed for another check"
+    assert only(ann_index, "gen-*").name == after.name != before.name
+    Generation(ann_index, after, DIM, check_every_byte=True)
+    if kind != "hnsw":  # a graph does not promise to reach every slot
+        check_holds_every_slot(ann_index, after)
+
+
+@pytest.mark.usefixtures("fast_codes")
+def test_fast_codes_are_added_to(ann_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rebuild_generation(ann_index, AnnOptions(kind="ivf"), tell_nobody)
+    let_nothing_be_trained(monkeypatch)
+    after = grown(ann_index)
+    assert after.details["index"] == "IndexIVFPQFastScan"
+    check_holds_every_slot(ann_index, after)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_what_was_added_is_found_and_what_is_deleted_is_not(
+    ann_index: Path, vectors_6000: np.ndarray, kind: str
+) -> None:
+    rebuild_generation(ann_index, AnnOptions(kind=kind), tell_nobody)
+    delete_documents(ann_index, [f"d{i}" for i in range(0, N, 50)])
+    grown(ann_index)
+    new = clustered(TAIL, DIM, 6)
+    is_live = np.arange(N + TAIL) % 50 > 0
+    is_live[N:] = True
+    queries = np.concatenate((new[:40], clustered(40, DIM, 9)))
+    with closing(View.open(ann_index, snapshot_of(ann_index))) as view:
+        found = nearest_through_generation(view, queries, 10, view.live())
+    assert "newer ones" not in found.plan
+    assert found_share(found.slots, exact(np.concatenate((vectors_6000, new)), queries, 10, is_live)) >= 0.9
+    assert is_live[np.concatenate(found.slots)].all()
+
+
+def test_changes_that_were_not_checked_go_on_counting(ann_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexer.upkeep, "CHECK_SLOTS", 2 * TAIL)
+    rebuild_generation(ann_index, AnnOptions(kind="ivf"), tell_nobody)
+    once = grown(ann_index)
+    assert once.details["n_changed_at_check"] == -TAIL
+    twice = grown(ann_index, seed=8)
+    assert twice.details["n_changed_at_check"] == 0
+    assert twice.details["search"] != once.details["search"]
+    assert twice.n_slots == N + 2 * TAIL
+
+
+@pytest.mark.parametrize("n", [TAIL, 2_500])
+def test_a_generation_is_made_anew_once_another_recipe_is_due(ann_index: Path, n: int) -> None:
+    before, _ = rebuild_generation(ann_index, AnnOptions(kind="ivf"), tell_nobody)
+    after = grown(ann_index, n)
+    if n == TAIL:
+        assert (after.details["factory"], after.details["n_trained"]) == (before.details["factory"], N)
+    else:
+        assert after.details["factory"] != before.details["factory"]
+        assert after.details["n_trained"] == N + n
+
+
+def test_a_generation_is_made_anew_once_it_was_trained_with_a_small_part(
+    ann_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer.upkeep, "_MOST_GROWTH", 1.04)
+    rebuild_generation(ann_index, AnnOptions(kind="IVF32,SQ8"), tell_nobody)
+    assert grown(ann_index).details["n_trained"] == N
+    assert grown(ann_index, seed=8).details["n_trained"] == N + 2 * TAIL
+
+
+def test_a_generation_that_was_too_small_to_be_tuned_is_made_anew(ann_index: Path) -> None:
+    delete_documents(ann_index, [f"d{i}" for i in range(1, N)])
+    before, _ = rebuild_generation(ann_index, AnnOptions(kind="ivf"), tell_nobody)
+    assert "search" not in before.details
+    after = grown(ann_index)
+    assert after.details["n_trained"] == N + TAIL
+    assert "search" in after.details
+
+
+def test_damage_does_not_grow(ann_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, _ = rebuild_generation(ann_index, AnnOptions(kind="ivf"), tell_nobody)
+    monkeypatch.setattr(indexer.ann.generation, "HASHED_AT_OPEN_BYTES", 0)
+    flip_byte(ann_index / before.name, before.n_bytes // 2)
+    after = grown(ann_index)
+    assert after.details["n_trained"] == N + TAIL
+    Generation(ann_index, after, DIM, check_every_byte=True)
+
+
+def test_an_interrupt_while_a_generation_grows_leaves_the_old_one(ann_index: Path) -> None:
+    before, _ = rebuild_generation(ann_index, AnnOptions(kind="ivf"), tell_nobody)
+
+    def stop(_: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with closing(Store.open(ann_index)) as store:
+        append(store, clustered(TAIL, DIM, 6))
+        with pytest.raises(KeyboardInterrupt):
+            bring_generation_up_to_date(store, AnnOptions(), stop)
+        assert store.generations() == [before]
+    assert only(ann_index, "gen-*").name == before.name
+
+
+def test_a_grown_index_that_has_become_too_large_is_said(ann_index: Path) -> None:
+    before, _ = rebuild_generation(ann_index, AnnOptions(kind="IVF32,SQ8"), tell_nobody)
+    asked = AnnOptions(max_memory_bytes=before.n_bytes + 1)
+    rebuild_generation(ann_index, asked, tell_nobody)
+    with closing(Store.open(ann_index)) as store:
+        append(store, clustered(TAIL, DIM, 6))
+        (warning,) = bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
+    assert "more than --max-index-memory" in warning
