@@ -20,7 +20,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            sys.stderr.write("interrupted: nothing is half-written\n")
+            sys.stderr.write("interrupted: what was committed stands; run the same command again\n")
             raise typer.Exit(130) from error
 
 

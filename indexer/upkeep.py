@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from indexer.ann.engine import empty_index
 from indexer.ann.generation import Generation, build_generation, grow_generation, is_usable
 from indexer.ann.gpu import Gpu
 from indexer.ann.kinds import LEAST_FOR_CAGRA, AnnOptions, Kind, Recipe, choose_recipe
 from indexer.ann.training import OnStep
-from indexer.ann.tuning import Point, Trial, Tuning
+from indexer.ann.tuning import Tuning
 from indexer.documents import JsonValue
 from indexer.errors import IndexCorruptError, UsageError
+from indexer.files import discard
 from indexer.generations import GenerationRow
 from indexer.lock import writer_lock
+from indexer.measuring import (
+    as_details,
+    missed,
+    n_live,
+    new_trial,
+    open_vectors,
+    recorded_recall,
+    steps,
+    tune,
+    was_reached,
+)
 from indexer.progress import OnProgress, Phase, Progress, tell_nobody
 from indexer.snapshot import SnapshotReader
 from indexer.store import Store, now
-from indexer.vectors import VectorReader
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +69,7 @@ class RebuildReport:
             factory=str(row.details["factory"]),
             slots=row.n_slots,
             bytes=row.n_bytes,
-            recall=_recorded_recall(row),
+            recall=recorded_recall(row),
             warnings=tuple(warnings),
         )
 
@@ -108,26 +117,21 @@ def bring_generation_up_to_date(
         return []
     if current is None or asked != before or not is_usable(store.directory, current, store.layout.dim):
         return _rebuild(store, asked, on_progress, device)
-    n_dead = store.counts()["dead"]
-    n_newly_dead = n_dead - _number(current.details, "n_dead")
-    n_tail = store.n_rows - current.n_slots
-    if n_newly_dead > DEAD_SHARE * store.n_rows:
+    if _n_newly_dead(store, current) > DEAD_SHARE * store.n_rows:
         return _rebuild(store, asked, on_progress, device)
-    n_unchecked = n_tail + n_newly_dead - _number(current.details, "n_changed_at_check")
-    warnings: list[str] = []
-    if n_tail > TAIL_SLOTS:
-        grown = _grown(store, current, asked, on_progress)
+    n_unchecked = _n_changed(store, current) - _number(current.details, "n_changed_at_check")
+    if store.n_rows - current.n_slots > TAIL_SLOTS:
+        grown = _grown(store, current, asked, on_progress, device)
         if grown is None:
             return _rebuild(store, asked, on_progress, device)
-        n_tail = 0
         # What has not been checked goes on counting.
-        current = replace(grown, details={**grown.details, "n_changed_at_check": n_newly_dead - n_unchecked})
+        left = {"n_changed_at_check": _n_changed(store, grown) - n_unchecked}
+        current = replace(grown, details={**grown.details, **left})
         store.replace_generation(current)
-        warnings += _too_large(current, asked)
     is_due = n_unchecked >= max(CHECK_SLOTS, CHECK_SHARE * store.n_rows)
-    if is_due and "search" in current.details and _n_live(store, current) > 1:
-        warnings += _check(store, current, asked, n_tail + n_newly_dead, on_progress, device)
-    return warnings
+    if is_due and "search" in current.details and n_live(store, current) > 1:
+        return _check(store, current, asked, on_progress, device)
+    return []
 
 
 def check_recipe(asked: AnnOptions, dim: int, device: str | None = None) -> None:
@@ -209,12 +213,13 @@ def tune_generation(directory: Path, target_recall: float | None, on_progress: O
         if generation.kind.is_exact:
             msg = f"the generation of {directory} is {current.kind}, which is exact: there is nothing to tune"
             raise UsageError(msg)
-        if _n_live(store, current) < 2:
+        if n_live(store, current) < 2:
             msg = f"the generation of {directory} holds fewer than two vectors: nothing to tune; add documents first"
             raise UsageError(msg)
-        with _open_vectors(store) as vectors:
-            tuning = _tune(store, vectors, generation, asked, on_progress)
-        details = {**current.details, **_tuned(tuning), "asked": asdict(asked)}
+        with open_vectors(store) as vectors:
+            tuning = tune(store, vectors, generation, asked, on_progress)
+        checked: dict[str, JsonValue] = {"asked": asdict(asked), "n_changed_at_check": _n_changed(store, current)}
+        details = {**current.details, **as_details(tuning), **checked}
         store.update_generation(replace(current, details=details))
         return tuning
 
@@ -222,14 +227,12 @@ def tune_generation(directory: Path, target_recall: float | None, on_progress: O
 def _rebuild(store: Store, asked: AnnOptions, on_progress: OnProgress, device: str | None) -> list[str]:
     warnings = []
     gpu = Gpu.find(device)
-    can_be = asked
     if asked.named_kind is Kind.CAGRA and not _builds_graphs(gpu):
-        can_be = AnnOptions(kind=Kind.HNSW).over(asked)
         warnings.append("--kind cagra, as asked before, needs an NVIDIA GPU and the extra cuvs; made hnsw this time")
     elif asked.named_kind is Kind.CAGRA and store.n_rows < LEAST_FOR_CAGRA:
         warnings.append(f"--kind cagra needs {LEAST_FOR_CAGRA:,} vectors, there are {store.n_rows:,}; made hnsw")
-    recipe = choose_recipe(can_be, store.n_rows, store.layout.dim, store.layout.dtype)
-    with _open_vectors(store) as vectors:
+    recipe = _recipe(store, asked, gpu)
+    with open_vectors(store) as vectors:
         row = build_generation(store.directory, vectors, recipe, gpu, now(), _shares(on_progress))
         details = {
             **row.details,
@@ -237,159 +240,129 @@ def _rebuild(store: Store, asked: AnnOptions, on_progress: OnProgress, device: s
             "n_dead": store.counts()["dead"],
             "n_trained": row.n_slots,
         }
-        if not recipe.kind.is_exact and _n_live(store, row) > 1:
+        if not recipe.kind.is_exact and n_live(store, row) > 1:
             generation = Generation(store.directory, row, store.layout.dim)
-            tuning = _tune(store, vectors, generation, asked, on_progress)
-            details |= _tuned(tuning)
+            tuning = tune(store, vectors, generation, asked, on_progress)
+            details |= as_details(tuning)
             if not tuning.is_reached:
-                warnings.append(_missed(row, tuning.chosen, tuning.target))
+                warnings.append(missed(row, tuning.chosen, tuning.target))
             if not generation.index.takes_filters:
                 warnings.append(
                     f"FAISS cannot leave vectors out of a search of {recipe.factory}: with a filter, and once a "
                     "document is deleted, exact search takes its place; choose another --kind if that matters"
                 )
+    if asked.max_memory_bytes is not None and row.n_bytes > asked.max_memory_bytes:
+        warnings.append(
+            f"the {row.kind} index takes {row.n_bytes:,} bytes, more than --max-index-memory "
+            f"{asked.max_memory_bytes:,}; no kind that was tried is smaller"
+        )
     store.replace_generation(replace(row, details=details))
-    return warnings + _too_large(row, asked)
+    return warnings
 
 
-def _grown(store: Store, current: GenerationRow, asked: AnnOptions, on_progress: OnProgress) -> GenerationRow | None:
-    """Write a generation that goes on where the current one ends, and return its row to commit.
-
-    None where one is to be made anew: another recipe is due, what the current one was trained with has become a small
-    part, it was too small to be tuned, or FAISS cannot go on with it.
-    """
-    recipe = choose_recipe(asked, store.n_rows, store.layout.dim, store.layout.dtype)
-    made = (current.kind, current.details.get("factory"), current.details.get("copies"))
-    n_trained = _number(current.details, "n_trained") or current.n_slots
-    if (
-        recipe.kind not in _GROWING
-        or made != (recipe.kind.value, recipe.factory, recipe.copies)
-        or store.n_rows > _MOST_GROWTH * n_trained
-        or "search" not in current.details
-    ):
-        return None
-    with _open_vectors(store) as vectors:
-        try:
-            row = grow_generation(store.directory, current, vectors, recipe, now(), _shares(on_progress))
-        except (FileNotFoundError, IndexCorruptError, UsageError) as error:
-            logger.info("the FAISS file is made anew, not grown: %s", error)
-            return None
-    return replace(row, details={**current.details, **row.details, "n_trained": n_trained})
+def _recipe(store: Store, asked: AnnOptions, gpu: Gpu | None) -> Recipe:
+    """Return what to make of what is asked for, where a graph that needs a GPU can be had from no GPU."""
+    if asked.named_kind is Kind.CAGRA and not _builds_graphs(gpu):
+        asked = AnnOptions(kind=Kind.HNSW).over(asked)
+    return choose_recipe(asked, store.n_rows, store.layout.dim, store.layout.dtype)
 
 
-def _too_large(row: GenerationRow, asked: AnnOptions) -> list[str]:
-    if asked.max_memory_bytes is None or row.n_bytes <= asked.max_memory_bytes:
-        return []
-    return [
-        f"the {row.kind} index takes {row.n_bytes:,} bytes, more than --max-index-memory "
-        f"{asked.max_memory_bytes:,}; no kind that was tried is smaller"
-    ]
+def _grown(
+    store: Store, current: GenerationRow, asked: AnnOptions, on_progress: OnProgress, device: str | None
+) -> GenerationRow | None:
+    """Write a generation that goes on where the current one ends, and return its row; None where it cannot."""
+    recipe = _recipe(store, asked, Gpu.find(device))
+    why = _why_anew(store, current, asked, recipe)
+    if not why:
+        with open_vectors(store) as vectors:
+            try:
+                row = grow_generation(store.directory, current, vectors, recipe, now(), _shares(on_progress))
+            except (FileNotFoundError, IndexCorruptError, UsageError) as error:
+                why = str(error)
+            else:
+                if row.n_bytes <= (asked.max_memory_bytes or row.n_bytes):
+                    kept = {name: value for name, value in current.details.items() if name != "faiss"}
+                    return replace(row, details={**row.details, "n_trained": current.n_slots, **kept})
+                discard(store.directory / row.name)
+                why = f"it would take {row.n_bytes:,} bytes, more than --max-index-memory"
+    logger.info("the FAISS file is made anew, not grown: %s", why)
+    return None
+
+
+def _why_anew(store: Store, current: GenerationRow, asked: AnnOptions, recipe: Recipe) -> str:
+    """Return why a generation is not to grow, nothing if it may."""
+    details = current.details
+    made = (current.kind, details.get("factory"), details.get("copies"))
+    n_trained = _n_trained(current)
+    if recipe.kind not in _GROWING:
+        return f"{recipe.kind} does not grow"
+    if made != (recipe.kind.value, recipe.factory, recipe.copies):
+        return f"{recipe.factory} is due after {details.get('factory')}"
+    if store.n_rows > _MOST_GROWTH * n_trained:
+        return f"it was trained when there were {n_trained:,} slots, of now {store.n_rows:,}"
+    if asked.max_memory_bytes is not None and max(recipe.n_bytes, current.n_bytes) > asked.max_memory_bytes:
+        return f"it takes more than --max-index-memory {asked.max_memory_bytes:,}"
+    return "" if "search" in details else "it was too small to be tuned"
 
 
 def _check(
     store: Store,
     current: GenerationRow,
     asked: AnnOptions,
-    n_changed: int,
     on_progress: OnProgress,
     device: str | None,
 ) -> list[str]:
     """Measure the recall again; where it is surely too low, tune again, and build anew where that does not help.
 
-    What has reached its target by no tuning is not built again for it.
+    What has grown is built anew at once: tuning would search harder for what lists or a graph of their own give the new
+    vectors. What has reached its target by no tuning is not built again for it.
     """
     generation = Generation(store.directory, current, store.layout.dim)
-    with _open_vectors(store) as vectors:
-        trial = _trial(store, vectors, generation, on_progress)
+    with open_vectors(store) as vectors:
+        trial = new_trial(store, vectors, generation, on_progress)
         point = trial.measure(generation.index, generation.effort)
         found: dict[str, JsonValue] = {"search": point.to_json(), "checked_at": now()}
         warnings = []
         if point.possible_recall < asked.target:
-            tuning = trial.tune(generation.index, asked.target, _steps(on_progress))
-            if not tuning.is_reached and _was_reached(current):
+            if current.n_slots > _n_trained(current) and was_reached(current):
                 return _rebuild(store, asked, on_progress, device)
-            found = _tuned(tuning)
+            tuning = trial.tune(generation.index, asked.target, steps(on_progress))
+            if not tuning.is_reached and was_reached(current):
+                return _rebuild(store, asked, on_progress, device)
+            found = as_details(tuning)
             if not tuning.is_reached:
-                warnings.append(_missed(current, tuning.chosen, tuning.target))
-    details = {**current.details, **found, "n_changed_at_check": n_changed}
+                warnings.append(missed(current, tuning.chosen, tuning.target))
+    details = {**current.details, **found, "n_changed_at_check": _n_changed(store, current)}
     store.update_generation(replace(current, details=details))
     return warnings
-
-
-def _n_live(store: Store, row: GenerationRow) -> int:
-    """Return how many vectors of documents that stand a generation holds."""
-    return row.n_slots - int(np.searchsorted(store.dead_slots(), row.n_slots))
-
-
-def _trial(store: Store, vectors: VectorReader, generation: Generation, on_progress: OnProgress) -> Trial:
-    # An index that takes no filter is not searched once there are dead slots.
-    dead = store.dead_slots() if generation.index.takes_filters else None
-    return Trial(vectors, generation.n_slots, _steps(on_progress), dead=dead)
-
-
-def _tune(
-    store: Store, vectors: VectorReader, generation: Generation, asked: AnnOptions, on_progress: OnProgress
-) -> Tuning:
-    return _trial(store, vectors, generation, on_progress).tune(generation.index, asked.target, _steps(on_progress))
-
-
-def _was_reached(row: GenerationRow) -> bool:
-    """Tell whether the last tuning of a generation reached its target; checks since then may have found less."""
-    match row.details:
-        case {"reached": bool(reached)}:
-            return reached
-        case {"target_recall": float(target)}:  # tuned before that was kept
-            return (_recorded_recall(row) or 0.0) >= target
-        case _:
-            return False
-
-
-def _recorded_recall(row: GenerationRow) -> float | None:
-    """Return the recall@10 that was measured of a generation, None when none was."""
-    match row.details.get("search"):
-        case {"recall@10": float(recall)}:
-            return recall
-        case _:
-            return None
 
 
 def _shares(on_progress: OnProgress) -> OnStep:
     return lambda fraction, _step: on_progress(Progress(phase=Phase.INDEX, fraction=fraction * 0.8))
 
 
-def _steps(on_progress: OnProgress) -> Callable[[], None]:
-    return lambda: on_progress(Progress(phase=Phase.INDEX, fraction=0.9))
-
-
-def _tuned(tuning: Tuning) -> dict[str, JsonValue]:
-    return {
-        "search": tuning.chosen.to_json(),
-        "target_recall": tuning.target,
-        "reached": tuning.is_reached,
-        "tuning_queries": tuning.n_queries,
-        "checked_at": now(),
-    }
-
-
-def _missed(row: GenerationRow, point: Point, target: float) -> str:
-    effort = point.effort
-    return (
-        f"the {row.kind} index ({row.details['factory']}) reaches recall@10 {point.recall:.3f} at most (probes "
-        f"{effort.probes}, depth {effort.depth}), not {target}; choose another --kind, or search with --exact"
-    )
-
-
 def _current(store: Store) -> GenerationRow | None:
     return next((row for row in store.generations() if row.vector_file == store.vector_file), None)
+
+
+def _n_trained(row: GenerationRow) -> int:
+    """Return how many slots there were when a generation was trained."""
+    return _number(row.details, "n_trained") or row.n_slots
+
+
+def _n_newly_dead(store: Store, row: GenerationRow) -> int:
+    """Return how many slots died since a generation was made, or the one that it grew from."""
+    return int(store.counts()["dead"]) - _number(row.details, "n_dead")
+
+
+def _n_changed(store: Store, row: GenerationRow) -> int:
+    """Return how many slots came after those of a generation, or died since it was made."""
+    return store.n_rows - row.n_slots + _n_newly_dead(store, row)
 
 
 def _number(details: Mapping[str, JsonValue], key: str) -> int:
     value = details.get(key)
     return value if isinstance(value, int) else 0
-
-
-def _open_vectors(store: Store) -> VectorReader:
-    return VectorReader(store.directory, store.vector_file, store.layout, store.n_rows)
 
 
 def _refuse_empty(store: Store) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from indexer.delete import delete_documents
 from indexer.generations import GenerationRow
 from indexer.progress import Progress, tell_nobody
 from indexer.store import Store
-from indexer.upkeep import bring_generation_up_to_date, rebuild_generation
+from indexer.upkeep import bring_generation_up_to_date, rebuild_generation, tune_generation
 from search.nearest import View
 
 TAIL = 150
@@ -154,11 +155,79 @@ def test_an_interrupt_while_a_generation_grows_leaves_the_old_one(ann_index: Pat
     assert only(ann_index, "gen-*").name == before.name
 
 
-def test_a_grown_index_that_has_become_too_large_is_said(ann_index: Path) -> None:
+def test_a_generation_that_would_become_too_large_is_made_anew_which_says_so(ann_index: Path) -> None:
     before, _ = rebuild_generation(ann_index, AnnOptions(kind="IVF32,SQ8"), tell_nobody)
-    asked = AnnOptions(max_memory_bytes=before.n_bytes + 1)
-    rebuild_generation(ann_index, asked, tell_nobody)
+    rebuild_generation(ann_index, AnnOptions(max_memory_bytes=before.n_bytes + 1), tell_nobody)
+    for seed in (6, 8):
+        with closing(Store.open(ann_index)) as store:
+            append(store, clustered(TAIL, DIM, seed))
+            (warning,) = bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
+            (row,) = store.generations()
+        assert "more than --max-index-memory" in warning
+        assert row.details["n_trained"] == row.n_slots
+        assert only(ann_index, "gen-*").name == row.name
+
+
+def test_vectors_that_crowd_into_few_lists_have_them_placed_anew(
+    ann_index: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rebuild_generation(ann_index, AnnOptions(kind="IVF32,SQ8"), tell_nobody)
+    alike = clustered(1, DIM, 6) + 0.01 * np.random.default_rng(1).standard_normal((2_000, DIM))
     with closing(Store.open(ann_index)) as store:
+        append(store, (alike / np.linalg.norm(alike, axis=1, keepdims=True)).astype(np.float32))
+        bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
+        (after,) = store.generations()
+    assert after.details["n_trained"] == N + 2_000
+    assert "have become uneven" in caplog.text
+
+
+def spoil(directory: Path, **details: object) -> None:
+    """Let the one generation have other details."""
+    with closing(Store.open(directory)) as store:
+        (row,) = store.generations()
+        store.update_generation(replace(row, details={**row.details, **details}))  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_what_has_grown_and_misses_its_recall_is_made_anew_where_that_can_help(
+    ann_index: Path, reached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer.upkeep, "CHECK_SLOTS", TAIL)
+    rebuild_generation(ann_index, AnnOptions(kind="ivf"), tell_nobody)
+    spoil(ann_index, search={"probes": 1, "depth": 1, "recall@10": 0.99}, reached=reached)
+    after = grown(ann_index)
+    assert after.details["n_trained"] == (N + TAIL if reached else N)
+    assert after.details["search"]["recall@10"] >= 0.95  # type: ignore[index, call-overload, operator]
+
+
+def test_a_file_that_is_not_what_its_row_says_is_made_anew(ann_index: Path) -> None:
+    rebuild_generation(ann_index, AnnOptions(kind="ivf"), tell_nobody)
+    spoil(ann_index, index="IndexIVFPQFastScan")
+    assert grown(ann_index).details["n_trained"] == N + TAIL
+
+
+def test_hnsw_in_the_place_of_a_graph_that_needs_a_gpu_grows(ann_index: Path) -> None:
+    with closing(Store.open(ann_index)) as store:
+        bring_generation_up_to_date(store, AnnOptions(kind="cagra"), tell_nobody, "cpu")
         append(store, clustered(TAIL, DIM, 6))
-        (warning,) = bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
-    assert "more than --max-index-memory" in warning
+        assert bring_generation_up_to_date(store, AnnOptions(), tell_nobody, "cpu") == []
+        (row,) = store.generations()
+    assert (row.kind, row.n_slots, row.details["n_trained"]) == ("hnsw", N + TAIL, N)
+
+
+def test_tuning_counts_as_a_check(ann_index: Path) -> None:
+    rebuild_generation(ann_index, AnnOptions(kind="ivf"), tell_nobody)
+    assert grown(ann_index).details["n_changed_at_check"] == -TAIL
+    tune_generation(ann_index, None, tell_nobody)
+    assert snapshot_of(ann_index).generation.details["n_changed_at_check"] == 0  # type: ignore[union-attr]
+
+
+def test_an_interrupt_while_a_file_is_written_leaves_nothing(ann_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(indexer.ann.generation, "_check_reads_back", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        rebuild_generation(ann_index, AnnOptions(kind="ivf"), tell_nobody)
+    assert list(ann_index.glob("gen-*")) == []

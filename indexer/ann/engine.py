@@ -78,6 +78,12 @@ def empty_index(recipe: Recipe, dim: int) -> Any:  # noqa: ANN401 - faiss is unt
     return index
 
 
+def unevenness(index: Any) -> float:  # noqa: ANN401 - faiss is untyped
+    """Return how many times as many codes a query meets as if the lists of an IVF index were alike; else 1."""
+    inner = _innermost(index)
+    return float(inner.invlists.imbalance_factor()) if isinstance(inner, load_faiss().IndexIVF) else 1.0
+
+
 def _innermost(index: Any) -> Any:  # noqa: ANN401 - faiss is untyped
     """Return the index behind the transforms of vectors."""
     faiss = load_faiss()

@@ -12,16 +12,17 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from indexer.ann.engine import AnnIndex, Effort, load_faiss
+from indexer.ann.engine import AnnIndex, Effort, load_faiss, unevenness
 from indexer.ann.gpu import Gpu
 from indexer.ann.kinds import Kind, Recipe
 from indexer.ann.training import OnStep, grow_index, make_index
-from indexer.errors import IndexCorruptError, StorageError
+from indexer.errors import IndexCorruptError, StorageError, UsageError
 from indexer.files import discard, new_name, open_regular, own_path, storage_error, sync_directory, write_all
 from indexer.generations import GenerationRow
 from indexer.vectors import VectorReader
 
 HASHED_AT_OPEN_BYTES = 100_000_000
+_MOST_UNEVEN = 1.5  # times what it was when the lists were placed
 _reading = threading.Lock()  # FAISS's limits for what it reads belong to the process
 
 
@@ -52,6 +53,9 @@ def grow_generation(
 ) -> GenerationRow:
     """Write a generation over all rows that begins with what another one holds, and return the row to commit.
 
+    Vectors unlike those that the lists were placed for crowd into a few of them, which makes every search slower; that
+    is refused.
+
     Args:
         directory: of the index.
         before: the generation over the first rows, made by the same recipe; its file is checked to the last byte.
@@ -63,12 +67,19 @@ def grow_generation(
     Raises:
         FileNotFoundError: the file is gone.
         IndexCorruptError: the file is not the one that the database names.
-        UsageError: FAISS cannot add to such an index.
+        UsageError: FAISS cannot add to such an index, or its lists have become uneven.
         StorageError: the file system refused, or what was written does not read back.
     """
-    Generation(directory, before, vectors.layout.dim, check_every_byte=True)
-    index = _read(own_path(directory, before.name), before.n_bytes, is_mapped=False)
-    return _write_generation(directory, vectors, recipe, grow_index(index, vectors, recipe, on_step), created_at)
+    index = _open(directory, before, vectors.layout.dim, check_every_byte=True, is_mapped=False)
+    if type(index).__name__ != before.details.get("index"):
+        msg = f"{before.name} is a {type(index).__name__}, not what the database records"
+        raise IndexCorruptError(msg)
+    even = before.details.get("unevenness", unevenness(index))
+    index = grow_index(index, vectors, recipe, on_step)
+    if isinstance(even, float) and (uneven := unevenness(index)) > _MOST_UNEVEN * even:
+        msg = f"the lists of {before.name} have become uneven, by {uneven:.2f} where it was {even:.2f}"
+        raise UsageError(msg)
+    return _write_generation(directory, vectors, recipe, index, created_at)
 
 
 def _write_generation(
@@ -82,14 +93,15 @@ def _write_generation(
     temporary = directory / name.replace(".faiss", ".tmp")
     try:
         n_bytes, sha256 = _write(index, temporary)
-        if _hash(temporary) != sha256:
-            msg = f"{temporary}: reads back other bytes than were written; check the disk, then run again"
-            raise StorageError(msg)
+        _check_reads_back(temporary, sha256)
         temporary.rename(directory / name)
         sync_directory(directory)
     except OSError as error:
         discard(temporary)
         raise storage_error(temporary, error) from error
+    except BaseException:
+        discard(temporary)
+        raise
     return GenerationRow(
         name=name,
         vector_file=vectors.path.name,
@@ -102,6 +114,7 @@ def _write_generation(
             "index": type(index).__name__,
             "factory": recipe.factory,
             "copies": recipe.copies,
+            "unevenness": round(unevenness(index), 3),
         },
         created_at=created_at,
     )
@@ -129,6 +142,12 @@ def _write(index: Any, path: Path) -> tuple[int, str]:  # noqa: ANN401 - faiss i
     return n_bytes, digest.hexdigest()
 
 
+def _check_reads_back(path: Path, sha256: str) -> None:
+    if _hash(path) != sha256:
+        msg = f"{path}: reads back other bytes than were written; check the disk, then run again"
+        raise StorageError(msg)
+
+
 def _hash(path: Path) -> str:
     with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -150,35 +169,12 @@ class Generation:
             FileNotFoundError: the file is gone; take a new snapshot.
             IndexCorruptError: the file is not the one that the database names. Exact search still works.
         """
-        path = own_path(directory, row.name)
-        os.close(open_regular(path, os.O_RDONLY))
-        if path.stat().st_size != row.n_bytes or (
-            (check_every_byte or row.n_bytes <= HASHED_AT_OPEN_BYTES) and _hash(path) != row.sha256
-        ):
-            msg = (
-                f"{path} is damaged: size or hash is not what the database records; the next build or add makes it anew"
-            )
-            raise IndexCorruptError(msg)
-        try:
-            self.kind = Kind(row.kind)
-        except ValueError as error:
-            msg = f"{path} is of the kind {row.kind!r}, which this version does not know; exact search still works"
-            raise IndexCorruptError(msg) from error
-        try:
-            index = _read(path, row.n_bytes)
-        except (MemoryError, RuntimeError) as error:
-            if not path.exists():  # a writer replaced it since it was hashed
-                raise FileNotFoundError(path) from error
-            msg = f"{path} is damaged: FAISS cannot read it; the next build or add makes it anew"
-            raise IndexCorruptError(msg) from error
-        copies = _copies(row)
-        if (index.d, index.ntotal) != (dim, row.n_slots * copies):
-            msg = f"{path} holds {index.ntotal} vectors of {index.d} dimensions, not {row.n_slots * copies} of {dim}"
-            raise IndexCorruptError(msg)
-        self.index = AnnIndex(index, copies)
+        index = _open(directory, row, dim, check_every_byte=check_every_byte)
+        self.kind = Kind(row.kind)
+        self.index = AnnIndex(index, _copies(row))
         self.n_slots = row.n_slots
         self.effort = _effort(row, self.index)
-        self._file = (row.name, row.sha256, copies)
+        self._file = (row.name, row.sha256, _copies(row))
 
     def as_of(self, row: GenerationRow) -> Generation | None:
         """Return the same file, opened, with what another commit says of it; None when that names another file."""
@@ -189,7 +185,33 @@ class Generation:
         return same
 
 
-def _read(path: Path, n_bytes: int, *, is_mapped: bool = True) -> Any:  # noqa: ANN401 - faiss is untyped
+def _open(directory: Path, row: GenerationRow, dim: int, *, check_every_byte: bool, is_mapped: bool = True) -> Any:  # noqa: ANN401 - faiss is untyped
+    """Return the FAISS index of a generation; `Generation` says more."""
+    path = own_path(directory, row.name)
+    os.close(open_regular(path, os.O_RDONLY))
+    if path.stat().st_size != row.n_bytes or (
+        (check_every_byte or row.n_bytes <= HASHED_AT_OPEN_BYTES) and _hash(path) != row.sha256
+    ):
+        msg = f"{path} is damaged: size or hash is not what the database records; the next build or add makes it anew"
+        raise IndexCorruptError(msg)
+    if row.kind not in set(Kind):
+        msg = f"{path} is of the kind {row.kind!r}, which this version does not know; exact search still works"
+        raise IndexCorruptError(msg)
+    try:
+        index = _read(path, row.n_bytes, is_mapped=is_mapped)
+    except (MemoryError, RuntimeError) as error:
+        if not path.exists():  # a writer replaced it since it was hashed
+            raise FileNotFoundError(path) from error
+        msg = f"{path} is damaged: FAISS cannot read it; the next build or add makes it anew"
+        raise IndexCorruptError(msg) from error
+    n_codes = row.n_slots * _copies(row)
+    if (index.d, index.ntotal) != (dim, n_codes):
+        msg = f"{path} holds {index.ntotal} vectors of {index.d} dimensions, not {n_codes} of {dim}"
+        raise IndexCorruptError(msg)
+    return index
+
+
+def _read(path: Path, n_bytes: int, *, is_mapped: bool) -> Any:  # noqa: ANN401 - faiss is untyped
     faiss = load_faiss()
     # The table of distances between centroids, for L2 alone, would count against the limit.
     flags = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE

@@ -78,7 +78,7 @@ class ByLength:
             rows = tokens if only is None else slice(first, first + n)
             bias = None if self.bias is None else self.bias[:, :length, :length]
             if bias is not None and only is not None:
-                bias = bias[:, only:][:, :1]
+                bias = bias[:, only:][:, :1]  # a list of one would be copied to the device first
             query, key, value = (
                 part.view(n, -1, *part.shape[1:]).transpose(1, 2)
                 for part in (queries[rows], keys[tokens], values[tokens])
