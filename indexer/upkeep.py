@@ -42,8 +42,8 @@ DEAD_SHARE = 0.2
 # what is dead.
 CHECK_SLOTS = 5_000
 CHECK_SHARE = 0.01
-# What a generation was trained with may be a quarter of what it holds.
-_MOST_GROWTH = 4
+# What a generation was trained with may be half of what it holds.
+_MOST_GROWTH = 2
 _GROWING = {Kind.IVF, Kind.HNSW, Kind.FACTORY}
 
 
@@ -314,8 +314,9 @@ def _check(
 ) -> list[str]:
     """Measure the recall again; where it is surely too low, tune again, and build anew where that does not help.
 
-    What has grown is built anew at once: tuning would search harder for what lists or a graph of their own give the new
-    vectors. What has reached its target by no tuning is not built again for it.
+    What has grown is tuned again where its recall is not surely high enough, and built anew at once where it is surely
+    too low: tuning would search hard for what lists of its own would give. What has reached its target by no tuning is
+    not built again for it.
     """
     generation = Generation(store.directory, current, store.layout.dim)
     with open_vectors(store) as vectors:
@@ -323,9 +324,10 @@ def _check(
         point = trial.measure(generation.index, generation.effort)
         found: dict[str, JsonValue] = {"search": point.to_json(), "checked_at": now()}
         warnings = []
-        if point.possible_recall < asked.target:
-            if current.n_slots > _n_trained(current) and was_reached(current):
-                return _rebuild(store, asked, on_progress, device)
+        is_grown = current.n_slots > _n_trained(current)
+        if is_grown and point.possible_recall < asked.target and was_reached(current):
+            return _rebuild(store, asked, on_progress, device)
+        if (point.sure_recall if is_grown else point.possible_recall) < asked.target:
             tuning = trial.tune(generation.index, asked.target, steps(on_progress))
             if not tuning.is_reached and was_reached(current):
                 return _rebuild(store, asked, on_progress, device)
