@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,10 +16,12 @@ class _Commands(TyperGroup):
     """The commands; typer alone would end an interrupted one without a word."""
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer names another class for it in each version
+        from indexer.console import say
+
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            sys.stderr.write("interrupted: what was committed stands; run the same command again\n")
+            say("interrupted: what was committed stands; run the same command again")
             raise typer.Exit(130) from error
 
 

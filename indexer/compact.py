@@ -50,7 +50,7 @@ def compact_index(directory: Path) -> CompactReport:
     with writer_lock(directory), closing(Store.open(directory)) as store:
         bytes_before = directory_bytes(directory)
         asked = asked_before(store)
-        dropped = store.counts()["dead"]
+        dropped = store.n_dead()
         if dropped:
             with VectorReader(store.directory, store.vector_file, store.layout, store.n_rows) as vectors:
                 rewrite_vectors(store, live_rows(vectors, store.blocks(), store.live_slots()))

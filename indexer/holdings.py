@@ -17,7 +17,7 @@ from indexer.database import Meta, translated
 from indexer.documents import Document, JsonValue, is_storable, text_key
 from indexer.errors import IndexCorruptError
 from indexer.generations import GenerationRow, read_generations
-from indexer.snapshot import read_dead_slots
+from indexer.snapshot import count_dead, read_dead_slots
 
 # The first of any number of copies will do.
 _TWIN = """
@@ -120,6 +120,11 @@ class Holdings:
         with translated(self._path):
             return read_dead_slots(self._sql)
 
+    def n_dead(self) -> int:
+        """Return how many dead slots there are, without counting anything else."""
+        with translated(self._path):
+            return count_dead(self._sql)
+
     def asked(self) -> JsonValue:
         """Return what was last asked of a generation, None when that is not known."""
         with translated(self._path), suppress(IndexCorruptError):  # it can be asked again
@@ -143,6 +148,6 @@ class Holdings:
         """Return how many documents, passages (live slots) and dead slots there are."""
         with translated(self._path):
             documents = self._sql.execute("SELECT count(*) FROM documents").fetchone()[0]
-            dead = self._sql.execute("SELECT count(*) FROM passages WHERE document IS NULL").fetchone()[0]
+            dead = count_dead(self._sql)
             passages = self._sql.execute("SELECT count(*) FROM passages").fetchone()[0] - dead
         return {"documents": documents, "passages": passages, "dead": dead}

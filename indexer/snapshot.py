@@ -259,11 +259,14 @@ def read_snapshot(sql: sqlite3.Connection, path: Path, before: Snapshot | None =
 
 
 def _dead_slots_since(before: Snapshot | None, sql: sqlite3.Connection, vector_file: str) -> NDArray[np.int64]:
-    if before is not None and before.vector_file == vector_file:
-        (n_dead,) = sql.execute("SELECT count(*) FROM passages WHERE document IS NULL").fetchone()
-        if n_dead == len(before.dead):
-            return before.dead
+    if before is not None and before.vector_file == vector_file and count_dead(sql) == len(before.dead):
+        return before.dead
     return read_dead_slots(sql)
+
+
+def count_dead(sql: sqlite3.Connection) -> int:
+    """Return of how many passages the document is gone; an SQL index finds them."""
+    return int(sql.execute("SELECT count(*) FROM passages WHERE document IS NULL").fetchone()[0])
 
 
 def read_dead_slots(sql: sqlite3.Connection) -> NDArray[np.int64]:

@@ -237,7 +237,7 @@ def _rebuild(store: Store, asked: AnnOptions, on_progress: OnProgress, device: s
         details = {
             **row.details,
             "asked": asdict(asked),
-            "n_dead": store.counts()["dead"],
+            "n_dead": store.n_dead(),
             "n_trained": row.n_slots,
         }
         if not recipe.kind.is_exact and n_live(store, row) > 1:
@@ -272,37 +272,43 @@ def _grown(
 ) -> GenerationRow | None:
     """Write a generation that goes on where the current one ends, and return its row; None where it cannot."""
     recipe = _recipe(store, asked, Gpu.find(device))
-    why = _why_anew(store, current, asked, recipe)
-    if not why:
+    try:
+        _refuse_growth(store, current, asked, recipe)
         with open_vectors(store) as vectors:
-            try:
-                row = grow_generation(store.directory, current, vectors, recipe, now(), _shares(on_progress))
-            except (FileNotFoundError, IndexCorruptError, UsageError) as error:
-                why = str(error)
-            else:
-                if row.n_bytes <= (asked.max_memory_bytes or row.n_bytes):
-                    kept = {name: value for name, value in current.details.items() if name != "faiss"}
-                    return replace(row, details={**row.details, "n_trained": current.n_slots, **kept})
-                discard(store.directory / row.name)
-                why = f"it would take {row.n_bytes:,} bytes, more than --max-index-memory"
-    logger.info("the FAISS file is made anew, not grown: %s", why)
-    return None
+            row = grow_generation(store.directory, current, vectors, recipe, now(), _shares(on_progress))
+        _refuse_too_large(store, row, asked)
+    except (FileNotFoundError, IndexCorruptError, UsageError) as error:
+        logger.info("the FAISS file is made anew, not grown: %s", error)
+        return None
+    kept = {name: value for name, value in current.details.items() if name != "faiss"}
+    return replace(row, details={**row.details, "n_trained": current.n_slots, **kept})
 
 
-def _why_anew(store: Store, current: GenerationRow, asked: AnnOptions, recipe: Recipe) -> str:
-    """Return why a generation is not to grow, nothing if it may."""
+def _refuse_growth(store: Store, current: GenerationRow, asked: AnnOptions, recipe: Recipe) -> None:
+    """Refuse what had better be made anew."""
     details = current.details
-    made = (current.kind, details.get("factory"), details.get("copies"))
     n_trained = _n_trained(current)
+    why = ""
     if recipe.kind not in _GROWING:
-        return f"{recipe.kind} does not grow"
-    if made != (recipe.kind.value, recipe.factory, recipe.copies):
-        return f"{recipe.factory} is due after {details.get('factory')}"
-    if store.n_rows > _MOST_GROWTH * n_trained:
-        return f"it was trained when there were {n_trained:,} slots, of now {store.n_rows:,}"
-    if asked.max_memory_bytes is not None and max(recipe.n_bytes, current.n_bytes) > asked.max_memory_bytes:
-        return f"it takes more than --max-index-memory {asked.max_memory_bytes:,}"
-    return "" if "search" in details else "it was too small to be tuned"
+        why = f"{recipe.kind} does not grow"
+    elif (current.kind, details.get("factory"), details.get("copies")) != (recipe.kind, recipe.factory, recipe.copies):
+        why = f"{recipe.factory} is due after {details.get('factory')}"
+    elif store.n_rows > _MOST_GROWTH * n_trained:
+        why = f"it was trained when there were {n_trained:,} slots, of now {store.n_rows:,}"
+    elif asked.max_memory_bytes is not None and max(recipe.n_bytes, current.n_bytes) > asked.max_memory_bytes:
+        why = f"it takes more than --max-index-memory {asked.max_memory_bytes:,}"
+    elif "search" not in details:
+        why = "it was too small to be tuned"
+    if why:
+        raise UsageError(why)
+
+
+def _refuse_too_large(store: Store, row: GenerationRow, asked: AnnOptions) -> None:
+    """Remove a generation that takes more than it may."""
+    if asked.max_memory_bytes is not None and row.n_bytes > asked.max_memory_bytes:
+        discard(store.directory / row.name)
+        msg = f"it would take {row.n_bytes:,} bytes, more than --max-index-memory {asked.max_memory_bytes:,}"
+        raise UsageError(msg)
 
 
 def _check(
@@ -354,7 +360,7 @@ def _n_trained(row: GenerationRow) -> int:
 
 def _n_newly_dead(store: Store, row: GenerationRow) -> int:
     """Return how many slots died since a generation was made, or the one that it grew from."""
-    return int(store.counts()["dead"]) - _number(row.details, "n_dead")
+    return store.n_dead() - _number(row.details, "n_dead")
 
 
 def _n_changed(store: Store, row: GenerationRow) -> int:

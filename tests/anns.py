@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from indexer.changes import Changes, NewDocument, PassageRow
 from indexer.documents import Document, Place, text_key
+from indexer.generations import GenerationRow
 from indexer.snapshot import Snapshot, SnapshotReader
 from indexer.store import Store
 from search.allowed import Allowed
@@ -35,6 +37,14 @@ def append(store: Store, vectors: np.ndarray) -> None:
     rows = [PassageRow(None, None, text_key(document.text), 2, 0) for document in documents]
     new = [NewDocument(document, source, [row]) for document, row in zip(documents, rows, strict=True)]
     store.commit(Changes(appended=new), vectors)
+
+
+def change_row(store: Store, **details: object) -> GenerationRow:
+    """Let the one generation have other details."""
+    (row,) = store.generations()
+    row = replace(row, details={**row.details, **details})  # type: ignore[dict-item]
+    store.update_generation(row)
+    return row
 
 
 def snapshot_of(index: Path) -> Snapshot:

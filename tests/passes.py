@@ -9,6 +9,7 @@ from indexer.encoder.engine import Forward
 from indexer.encoder.plain import PlainModel
 from indexer.encoder.tokens import TextTokenizer, Tokens
 
+PACKED = ("bert", "roberta", "xlm-roberta", "distilbert", "mpnet", "modernbert")  # what runs the fast pass
 POOLINGS = (Pooling.CLS, Pooling.MEAN, Pooling.LAST)
 TEXTS = [
     "the cat sat on the mat",

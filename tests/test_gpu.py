@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from models import build_model
+from passes import PACKED
 
 from indexer import build_index
 from indexer.config import Dtype, EncoderOptions, Pooling
@@ -51,7 +52,7 @@ def test_16_bit_vectors_agree_with_float32_on_the_cpu(
     assert cosines.min() >= 0.999
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "distilbert", "mpnet", "modernbert"])
+@pytest.mark.parametrize("family", PACKED)
 @pytest.mark.parametrize("pooling", [Pooling.CLS, Pooling.MEAN, Pooling.LAST])
 def test_the_fast_pass_in_16_bits_agrees_with_the_plain_one_in_float32(
     family: str, pooling: Pooling, device: str, dtype: Dtype, tmp_path: Path

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from anns import DIM, KINDS, N, append, clustered, exact, found_share, nearest_through_generation, snapshot_of
+from anns import (
+    DIM,
+    KINDS,
+    N,
+    append,
+    change_row,
+    clustered,
+    exact,
+    found_share,
+    nearest_through_generation,
+    snapshot_of,
+)
 from indexes import flip_byte, only
 
 import indexer.ann.generation
@@ -30,11 +40,11 @@ def short_tail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexer.upkeep, "TAIL_SLOTS", TAIL - 1)
 
 
-def grown(index: Path, n: int = TAIL, seed: int = 6, asked: AnnOptions | None = None) -> GenerationRow:
+def grown(index: Path, n: int = TAIL, seed: int = 6) -> GenerationRow:
     """Append vectors and return the generation that a writer leaves."""
     with closing(Store.open(index)) as store:
         append(store, clustered(n, DIM, seed))
-        bring_generation_up_to_date(store, asked or AnnOptions(), tell_nobody)
+        bring_generation_up_to_date(store, AnnOptions(), tell_nobody)
         (row,) = store.generations()
     return row
 
@@ -182,20 +192,14 @@ def test_vectors_that_crowd_into_few_lists_have_them_placed_anew(
     assert "have become uneven" in caplog.text
 
 
-def spoil(directory: Path, **details: object) -> None:
-    """Let the one generation have other details."""
-    with closing(Store.open(directory)) as store:
-        (row,) = store.generations()
-        store.update_generation(replace(row, details={**row.details, **details}))  # type: ignore[dict-item]
-
-
 @pytest.mark.parametrize("reached", [True, False])
 def test_what_has_grown_and_misses_its_recall_is_made_anew_where_that_can_help(
     ann_index: Path, reached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(indexer.upkeep, "CHECK_SLOTS", TAIL)
     rebuild_generation(ann_index, AnnOptions(kind="ivf"), tell_nobody)
-    spoil(ann_index, search={"probes": 1, "depth": 1, "recall@10": 0.99}, reached=reached)
+    with closing(Store.open(ann_index)) as store:
+        change_row(store, search={"probes": 1, "depth": 1, "recall@10": 0.99}, reached=reached)
     after = grown(ann_index)
     assert after.details["n_trained"] == (N + TAIL if reached else N)
     assert after.details["search"]["recall@10"] >= 0.95  # type: ignore[index, call-overload, operator]
@@ -203,7 +207,8 @@ def test_what_has_grown_and_misses_its_recall_is_made_anew_where_that_can_help(
 
 def test_a_file_that_is_not_what_its_row_says_is_made_anew(ann_index: Path) -> None:
     rebuild_generation(ann_index, AnnOptions(kind="ivf"), tell_nobody)
-    spoil(ann_index, index="IndexIVFPQFastScan")
+    with closing(Store.open(ann_index)) as store:
+        change_row(store, index="IndexIVFPQFastScan")
     assert grown(ann_index).details["n_trained"] == N + TAIL
 
 

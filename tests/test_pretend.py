@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from models import build_model
-from passes import POOLINGS
+from passes import PACKED, POOLINGS
 from pretend import pretended_cuda
 from test_card import DIM, File, units
 
@@ -34,7 +34,7 @@ def test_a_pretended_tensor_refuses_what_a_gpu_refuses() -> None:
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "distilbert", "mpnet", "modernbert"])
+@pytest.mark.parametrize("family", PACKED)
 def test_the_fast_pass_keeps_to_its_device_and_format(family: str, pooling: Pooling, tmp_path: Path) -> None:
     files = resolve_model(str(build_model(tmp_path / "m", family)), allow_download=False)
     real = load_model(files, "cpu", torch.float16)

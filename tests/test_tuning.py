@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from anns import DIM, KINDS, N, append, clustered, snapshot_of
+from anns import DIM, KINDS, N, append, change_row, clustered, snapshot_of
 
 import indexer.upkeep
 from indexer import Index
@@ -20,7 +20,6 @@ from indexer.ann.tuning import Point, Trial
 from indexer.config import VectorDtype
 from indexer.delete import delete_documents
 from indexer.errors import IndexCorruptError, UsageError
-from indexer.generations import GenerationRow
 from indexer.info import generation_text
 from indexer.progress import Progress, tell_nobody
 from indexer.store import Store
@@ -182,14 +181,6 @@ def test_what_was_asked_of_an_empty_index_holds_for_its_first_documents(tmp_path
 def often_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the recall be measured again after 100 changes."""
     monkeypatch.setattr(indexer.upkeep, "CHECK_SLOTS", 100)
-
-
-def change_row(store: Store, **details: object) -> GenerationRow:
-    """Let the one generation have other details."""
-    (row,) = store.generations()
-    row = replace(row, details={**row.details, **details})  # type: ignore[dict-item]
-    store.update_generation(row)
-    return row
 
 
 @pytest.mark.usefixtures("often_checked")

@@ -17,7 +17,7 @@ from indexer.ann.gpu import Gpu
 from indexer.ann.kinds import Kind, Recipe
 from indexer.ann.training import OnStep, grow_index, make_index
 from indexer.errors import IndexCorruptError, StorageError, UsageError
-from indexer.files import discard, new_name, open_regular, own_path, storage_error, sync_directory, write_all
+from indexer.files import discard, new_name, open_regular, own_path, storage_errors, sync_directory, write_all
 from indexer.generations import GenerationRow
 from indexer.vectors import VectorReader
 
@@ -92,13 +92,11 @@ def _write_generation(
     name = new_name("gen", "faiss")
     temporary = directory / name.replace(".faiss", ".tmp")
     try:
-        n_bytes, sha256 = _write(index, temporary)
-        _check_reads_back(temporary, sha256)
-        temporary.rename(directory / name)
-        sync_directory(directory)
-    except OSError as error:
-        discard(temporary)
-        raise storage_error(temporary, error) from error
+        with storage_errors(temporary):
+            n_bytes, sha256 = _write(index, temporary)
+            _check_reads_back(temporary, sha256)
+            temporary.rename(directory / name)
+            sync_directory(directory)
     except BaseException:
         discard(temporary)
         raise

@@ -52,7 +52,7 @@ def make_index(
     try:
         if recipe.kind is Kind.CAGRA and gpu is not None:
             return gpu.build_graph(vectors)
-        return _trained_and_filled(vectors, recipe, gpu, on_step)
+        return _trained_and_filled(empty_index(recipe, vectors.layout.dim), vectors, recipe, gpu, on_step)
     except (RuntimeError, MemoryError) as error:
         if gpu is not None and recipe.kind is not Kind.CAGRA:
             logger.warning("FAISS could not use the GPU (%s); the CPU makes the index alone", said(error))
@@ -61,31 +61,6 @@ def make_index(
             raise
         msg = f"--kind {recipe.factory!r} cannot be built over {vectors.n_rows:,} vectors: {said(error)}"
         raise UsageError(msg) from error
-
-
-def _trained_and_filled(
-    vectors: VectorReader,
-    recipe: Recipe,
-    gpu: Gpu | None,
-    on_step: OnStep,
-) -> Any:  # noqa: ANN401 - faiss is untyped
-    index = empty_index(recipe, vectors.layout.dim)
-    becomes_fast = _is_filled_slowly(index, recipe)
-    if becomes_fast:
-        index = _without_fast_scan(index)
-    trained_share = 0.0
-    if not index.is_trained:
-        trained_share = _TRAINING_SHARE
-        sample = _sample(vectors, index)
-        if recipe.kind is Kind.IVF:
-            _train_lists(index, sample, gpu, on_step)
-        index.train(sample)
-        del sample
-        on_step(trained_share, "trained")
-    if recipe.kind is Kind.FLAT:
-        _reserve(index, vectors.n_rows)
-    _fill(index, vectors, recipe, gpu, lambda share: on_step(trained_share + (1 - trained_share) * share, "adding"))
-    return _with_fast_scan(index) if becomes_fast else index
 
 
 def grow_index(index: Any, vectors: VectorReader, recipe: Recipe, on_step: OnStep) -> Any:  # noqa: ANN401 - faiss is untyped
@@ -101,30 +76,36 @@ def grow_index(index: Any, vectors: VectorReader, recipe: Recipe, on_step: OnSte
         UsageError: FAISS cannot add to it.
     """
     try:
-        becomes_fast = _is_filled_slowly(index, recipe)
-        if becomes_fast:
-            index = _without_fast_scan(index)
-        _fill(index, vectors, recipe, None, lambda share: on_step(share, "adding"))
-        return _with_fast_scan(index) if becomes_fast else index
+        return _trained_and_filled(index, vectors, recipe, None, on_step)
     except RuntimeError as error:
         msg = f"{recipe.factory!r} takes no further vectors: {said(error)}"
         raise UsageError(msg) from error
 
 
-def _is_filled_slowly(index: Any, recipe: Recipe) -> bool:  # noqa: ANN401 - faiss is untyped
-    """Tell whether an index is filled in another form: FastScan takes no lists that were found elsewhere."""
-    return recipe.kind is Kind.IVF and isinstance(index, load_faiss().IndexIVFPQFastScan)
-
-
-def _fill(
+def _trained_and_filled(
     index: Any,  # noqa: ANN401 - faiss is untyped
     vectors: VectorReader,
     recipe: Recipe,
     gpu: Gpu | None,
-    on_share: Callable[[float], None],
-) -> None:
-    """Add the rows that an index does not hold."""
+    on_step: OnStep,
+) -> Any:  # noqa: ANN401 - faiss is untyped
+    """Return an index with the training and the rows that it lacks; it may be another one than was given."""
     faiss = load_faiss()
+    # FastScan takes no lists that were found elsewhere: ours is filled in another form, and both stand at the end.
+    becomes_fast = recipe.kind is Kind.IVF and isinstance(index, faiss.IndexIVFPQFastScan)
+    if becomes_fast:
+        index = _without_fast_scan(index)
+    trained_share = 0.0
+    if not index.is_trained:
+        trained_share = _TRAINING_SHARE
+        sample = _sample(vectors, index)
+        if recipe.kind is Kind.IVF:
+            _train_lists(index, sample, gpu, on_step)
+        index.train(sample)
+        del sample
+        on_step(trained_share, "trained")
+    if recipe.kind is Kind.FLAT:
+        _reserve(index, vectors.n_rows)
     takes_lists = isinstance(index, faiss.IndexIVF) and not isinstance(index, faiss.IndexIVFFastScan)
     is_helped = takes_lists and gpu is not None
     lists = ListFiller(index, recipe.copies, gpu) if recipe.kind is Kind.IVF or is_helped else None
@@ -133,7 +114,9 @@ def _fill(
             index.add(block)
         else:
             lists.add(first, block)
-        on_share((first + len(block)) / vectors.n_rows)
+        done = (first + len(block)) / vectors.n_rows
+        on_step(trained_share + (1 - trained_share) * done, "adding")
+    return _with_fast_scan(index) if becomes_fast else index
 
 
 def _without_fast_scan(index: Any) -> Any:  # noqa: ANN401 - faiss is untyped

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from models import FAMILIES, build_model, stored_as
-from passes import POOLINGS, TEXTS, check_random_weights, check_real_weights, longest_first, vectors
+from passes import PACKED, POOLINGS, TEXTS, check_random_weights, check_real_weights, longest_first, vectors
 
 from indexer.config import Pooling
 from indexer.encoder.attention import ByLength, Texts, Varlen, varlen_kernel
@@ -19,8 +19,6 @@ from indexer.encoder.modern import pack_modern
 from indexer.encoder.packed import PackedModel, pack
 from indexer.encoder.plain import PlainModel
 from indexer.encoder.tokens import TextTokenizer
-
-PACKED = ("bert", "roberta", "xlm-roberta", "distilbert", "mpnet", "modernbert")
 
 
 def both(name: Path | str, pooling: Pooling, dtype: str = "float32") -> tuple[PackedModel, PlainModel, TextTokenizer]:
