@@ -53,7 +53,7 @@ class Ours:
         faiss.omp_set_num_threads(1)  # as the others, for batches too
 
     def search(self, queries: NDArray[np.float32], k: int, effort: None, below: int | None) -> list[NDArray]:  # noqa: ARG002
-        from search.allowed import Allowed
+        from indexer.allowed import Allowed
         from search.nearest import nearest
 
         allowed = self._view.live()

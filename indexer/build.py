@@ -106,7 +106,7 @@ def run_build(
     ):
         run = _Run(store, encoder, options, read, report, watch, tell)
         run.read_all(sources)
-        tell(Progress(phase=Phase.INDEX, n_documents=run.n_documents, fraction=1.0))
+        tell(Progress(phase=Phase.INDEX, n_documents=run.n_documents))
         with watch.stage("index"):
             report.warnings += _index_fields(store, options.index_fields)
             report.warnings += bring_generation_up_to_date(store, options.ann, tell, options.encoder.device)

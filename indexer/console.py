@@ -19,8 +19,10 @@ _PHASES = {
     Phase.LOAD: "loading the model",
     Phase.ENCODE: "encoding",
     Phase.INDEX: "finishing: building the search index",
+    Phase.TUNE: "finishing: measuring the recall",
     Phase.DONE: "done",
 }
+_MEASURED = {Phase.ENCODE, Phase.INDEX, Phase.TUNE}
 _LINE_EVERY_S = 10.0
 _RATE_WINDOW_S = 20.0
 
@@ -65,7 +67,7 @@ class ProgressDisplay:
             self._console.print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)
         counts = self._counts(progress)
         if self._bar is not None:
-            known = progress.fraction is not None and progress.phase in {Phase.ENCODE, Phase.INDEX}
+            known = progress.fraction is not None and progress.phase in _MEASURED
             self._bar.update(
                 self._task,
                 description=_PHASES[progress.phase],
@@ -77,13 +79,13 @@ class ProgressDisplay:
             progress.phase is not self._phase or time.monotonic() - self._last_line_s >= _LINE_EVERY_S
         ):
             share = f"{progress.fraction:.0%}, " if progress.fraction is not None else ""
-            detail = f": {share}{counts}".rstrip(" ,:") if progress.phase in {Phase.ENCODE, Phase.INDEX} else ""
+            detail = f": {share}{counts}".rstrip(" ,:") if progress.phase in _MEASURED else ""
             self._console.print(f"{_PHASES[progress.phase]}{detail}", highlight=False, soft_wrap=True, markup=False)
             self._last_line_s = time.monotonic()
         self._phase = progress.phase
 
     def _counts(self, progress: Progress) -> str:
-        if progress.phase in (Phase.LOAD, Phase.INDEX):
+        if progress.phase is not Phase.ENCODE:
             return ""
         now_s = time.monotonic()
         self._points.append((now_s, progress.n_encoded, progress.n_tokens))

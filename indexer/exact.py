@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.allowed import Allowed
 from indexer.vectors import VectorReader
+
+# Called with the share that is done, in [0, 1]; an interrupt raised in it is safe.
+OnShare: TypeAlias = Callable[[float], None]
 
 # Two float32 dot products of the same unit vectors, summed in another order, differ by less than this.
 ROUNDING = 1e-5
@@ -17,15 +22,22 @@ _RANK_ROWS = 8_192
 
 
 def scan(
-    vectors: VectorReader, queries: NDArray[np.float32], k: int, slots: NDArray[np.int64] | range
+    vectors: VectorReader,
+    queries: NDArray[np.float32],
+    k: int,
+    allowed: Allowed,
+    first: int = 0,
+    on_share: OnShare | None = None,
 ) -> list[NDArray[np.int64]]:
-    """Return for each query the slots that may be among its k nearest, by comparing it with every slot asked for.
+    """Return for each query the slots that may be among its k nearest, by comparing it with every slot allowed.
 
     Args:
         vectors: the vector file.
         queries: (q, d) float32, unit length.
         k: how many are wanted, at least 1.
-        slots: which slots to compare with: a range, or int64 ascending.
+        allowed: which slots to compare with.
+        first: the lowest of them.
+        on_share: told after each block how far the work is.
 
     Returns:
         One int64 array a query: at least the k nearest (all slots when there are fewer), with all that rounding could
@@ -33,12 +45,14 @@ def scan(
     """
     best = [_Best(k) for _ in queries]
     floors = np.full((len(queries), 1), -np.inf, np.float32)  # what is below is not among the k nearest
-    for block_slots, block in _blocks(vectors, slots):
+    for block_slots, block in _blocks(vectors, allowed, first):
         # One query stays on one thread: two gain little on so short a product, and wait long on a busy machine.
         scores = np.vecdot(block, queries[0])[None] if len(queries) == 1 else queries @ block.T  # (q, b)
         good = scores >= floors
         for i in np.flatnonzero(good.any(axis=1)):
             floors[i] = best[i].add(scores[i, good[i]], block_slots[good[i]])
+        if on_share is not None:
+            on_share((block_slots[-1] + 1) / allowed.n_rows)
     return [each.settled() for each in best]
 
 
@@ -76,16 +90,17 @@ class _Best:
 
 
 def _blocks(
-    vectors: VectorReader, slots: NDArray[np.int64] | range
+    vectors: VectorReader, allowed: Allowed, first: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     size = max(1, _SCAN_BYTES // (4 * vectors.layout.dim))
-    if isinstance(slots, range):
-        for first, block in vectors.blocks(slots.start, slots.stop, size):
-            yield np.arange(first, first + len(block)), block
+    if allowed.bits is None:
+        for start, block in vectors.blocks(first, allowed.n_rows, size):
+            yield np.arange(start, start + len(block)), block
         return
-    for first in range(0, len(slots), size):
-        part = slots[first : first + size]
-        yield part, vectors.rows(part)
+    for part in allowed.parts(first):
+        for start in range(0, len(part), size):
+            slots = part[start : start + size]
+            yield slots, vectors.rows(slots)
 
 
 def rank(
@@ -105,7 +120,7 @@ def rank(
     Returns:
         scores, (at most k,) float64, cosine clamped to [-1, 1], descending; slots, int64, beside them.
     """
-    slots = _distinct(slots)
+    slots = distinct(slots)
     if not len(slots):
         return np.empty(0, np.float64), slots
     query64 = query.astype(np.float64)
@@ -132,12 +147,12 @@ def share_of_scores(vectors: VectorReader, query: NDArray[np.float32], slots: ND
         query: (d,) float32.
         slots: int64, in any order; one that stands there again, and -1, count for nothing.
     """
-    slots = _distinct(slots)
+    slots = distinct(slots)
     scores = [np.vecdot(vectors.rows(part), query) for part in np.array_split(slots, -(-len(slots) // _RANK_ROWS) or 1)]
     return len(np.unique(np.concatenate(scores))) / max(len(slots), 1)
 
 
-def _distinct(slots: NDArray[np.int64]) -> NDArray[np.int64]:
+def distinct(slots: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return slots ascending, each once and without -1."""
     ascending = np.sort(slots)
     is_new = np.greater(ascending, -1)

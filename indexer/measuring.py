@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from indexer.ann.generation import Generation
 from indexer.ann.kinds import AnnOptions
 from indexer.ann.tuning import Point, Trial, Tuning
 from indexer.documents import JsonValue
+from indexer.exact import OnShare
 from indexer.generations import GenerationRow
 from indexer.progress import OnProgress, Phase, Progress
 from indexer.store import Store, now
@@ -30,14 +29,15 @@ def new_trial(store: Store, vectors: VectorReader, generation: Generation, on_pr
     """Draw queries among the live vectors of an index, and find their nearest among those that a generation holds."""
     # An index that takes no filter is not searched once there are dead slots.
     dead = store.dead_slots() if generation.index.takes_filters else None
-    return Trial(vectors, generation.n_slots, steps(on_progress), dead=dead)
+    return Trial(vectors, generation.n_slots, _compared_share(on_progress), dead=dead)
 
 
 def tune(
     store: Store, vectors: VectorReader, generation: Generation, asked: AnnOptions, on_progress: OnProgress
 ) -> Tuning:
     """Tune a generation for the recall that was asked for."""
-    return new_trial(store, vectors, generation, on_progress).tune(generation.index, asked.target, steps(on_progress))
+    trial = new_trial(store, vectors, generation, on_progress)
+    return trial.tune(generation.index, asked.target, tuned_share(on_progress))
 
 
 def was_reached(row: GenerationRow) -> bool:
@@ -80,6 +80,11 @@ def missed(row: GenerationRow, point: Point, target: float) -> str:
     )
 
 
-def steps(on_progress: OnProgress) -> Callable[[], None]:
-    """Return what a trial calls between its steps."""
-    return lambda: on_progress(Progress(phase=Phase.INDEX, fraction=0.9))
+def _compared_share(on_progress: OnProgress) -> OnShare:
+    """Return what a trial tells how far it is with the exact neighbours, about half of the work."""
+    return lambda share: on_progress(Progress(phase=Phase.TUNE, fraction=share / 2))
+
+
+def tuned_share(on_progress: OnProgress) -> OnShare:
+    """Return what a tuning tells how far it is."""
+    return lambda share: on_progress(Progress(phase=Phase.TUNE, fraction=(1 + share) / 2))

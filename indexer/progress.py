@@ -19,6 +19,7 @@ class Phase(StrEnum):
     LOAD = "load"
     ENCODE = "encode"
     INDEX = "index"
+    TUNE = "tune"
     DONE = "done"
 
 
@@ -26,8 +27,8 @@ class Phase(StrEnum):
 class Progress:
     """Where a build stands: only what is committed or found unchanged counts.
 
-    `fraction` is the share of the sources, in [0, 1], that is done with, None when their size is not known; `warnings`
-    are lines that the user should see now.
+    `fraction` is the share of the phase, in [0, 1], that is done with, None when that is not known, as with a source of
+    unknown size; `warnings` are lines that the user should see now.
     """
 
     phase: Phase

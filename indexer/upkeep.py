@@ -26,8 +26,8 @@ from indexer.measuring import (
     new_trial,
     open_vectors,
     recorded_recall,
-    steps,
     tune,
+    tuned_share,
     was_reached,
 )
 from indexer.progress import OnProgress, Phase, Progress, tell_nobody
@@ -334,7 +334,7 @@ def _check(
         if is_grown and point.possible_recall < asked.target and was_reached(current):
             return _rebuild(store, asked, on_progress, device)
         if (point.sure_recall if is_grown else point.possible_recall) < asked.target:
-            tuning = trial.tune(generation.index, asked.target, steps(on_progress))
+            tuning = trial.tune(generation.index, asked.target, tuned_share(on_progress))
             if not tuning.is_reached and was_reached(current):
                 return _rebuild(store, asked, on_progress, device)
             found = as_details(tuning)
@@ -346,7 +346,7 @@ def _check(
 
 
 def _shares(on_progress: OnProgress) -> OnStep:
-    return lambda fraction, _step: on_progress(Progress(phase=Phase.INDEX, fraction=fraction * 0.8))
+    return lambda fraction, _step: on_progress(Progress(phase=Phase.INDEX, fraction=fraction))
 
 
 def _current(store: Store) -> GenerationRow | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.allowed import Allowed
 from indexer.ann.generation import Generation
 from indexer.ann.gpu import Gpu
 from indexer.ann.kinds import Kind
@@ -20,7 +21,6 @@ from indexer.exact import rank, scan, share_of_scores
 from indexer.filters import Filter
 from indexer.snapshot import Snapshot
 from indexer.vectors import VectorReader
-from search.allowed import Allowed
 
 if TYPE_CHECKING:
     from indexer.card import Card
@@ -182,8 +182,9 @@ def nearest(view: View, queries: NDArray[np.float32], k: int, allowed: Allowed, 
     holder = None if is_few else view.held_by_card() or (None if exact else view.generation())
     if holder is None:
         return _one_by_one(view, queries, k, allowed)
-    tail = allowed.slots(holder.n_slots)
-    search = _Search(view, queries, k, allowed, scan(view.vectors, queries, k, tail) if len(tail) else None)
+    n_newer = allowed.n_from(holder.n_slots)
+    in_tail = scan(view.vectors, queries, k, allowed, holder.n_slots) if n_newer else None
+    search = _Search(view, queries, k, allowed, in_tail)
     if isinstance(holder, Generation):
         is_exact = holder.kind.is_exact
         found = search.all_ties(holder.index) if is_exact else search.at_tuned_effort(holder)
@@ -195,8 +196,8 @@ def nearest(view: View, queries: NDArray[np.float32], k: int, allowed: Allowed, 
         return _one_by_one(view, queries, k, allowed)
     if allowed.n != view.snapshot.n_rows:
         plan += f", {allowed.n:,} of {view.snapshot.n_rows:,} allowed"
-    if len(tail):
-        plan += f", {len(tail):,} newer ones compared one by one"
+    if n_newer:
+        plan += f", {n_newer:,} newer ones compared one by one"
     return _answer(found, plan, is_exact=is_exact)
 
 
@@ -214,7 +215,7 @@ def _most_one_by_one(view: View) -> int:
 def _one_by_one(view: View, queries: NDArray[np.float32], k: int, allowed: Allowed) -> Nearest:
     n_rows = view.snapshot.n_rows
     of_all = f"{allowed.n:,}" if allowed.n == n_rows else f"{allowed.n:,} of {n_rows:,}"
-    near = scan(view.vectors, queries, k, range(n_rows) if allowed.bits is None else allowed.slots())
+    near = scan(view.vectors, queries, k, allowed)
     found = [rank(view.vectors, query, slots, k) for query, slots in zip(queries, near, strict=True)]
     return _answer(found, f"exact: compared with {of_all} passages", is_exact=True)
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.allowed import Allowed
 from indexer.encoder.contract import Contract
 from indexer.encoder.query import QueryEncoder, open_query_encoder
 from indexer.errors import IndexCorruptError, UsageError
 from indexer.files import mend
 from indexer.filters import compile_filter, fields_of, parse_filter
 from indexer.snapshot import SnapshotReader, StoredPassage
-from search.allowed import Allowed
 from search.hits import Hit, Hits
 from search.nearest import Nearest, View, nearest
 

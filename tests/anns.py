@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from indexer.allowed import Allowed
 from indexer.changes import Changes, NewDocument, PassageRow
 from indexer.documents import Document, Place, text_key
 from indexer.generations import GenerationRow
 from indexer.snapshot import Snapshot, SnapshotReader
 from indexer.store import Store
-from search.allowed import Allowed
 from search.nearest import Nearest, View, nearest
 
 N, DIM = 6_000, 64

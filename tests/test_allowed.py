@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from anns import DIM, N, clustered, exact, nearest_through_generation, snapshot_of
 
+from indexer.allowed import Allowed
 from indexer.ann.kinds import AnnOptions
 from indexer.progress import tell_nobody
 from indexer.upkeep import rebuild_generation
-from search.allowed import Allowed
 from search.nearest import View
 
 
@@ -23,7 +23,9 @@ def test_allowed_slots_are_the_same_as_bits_and_as_slots() -> None:
             np.testing.assert_array_equal(allowed.has(np.arange(n)[::-1]), mask[::-1])
             for first in {0, 1, 8, n // 2, n}:
                 if first <= n:
-                    np.testing.assert_array_equal(allowed.slots(first), np.flatnonzero(mask[first:]) + first)
+                    rest = np.concatenate(list(allowed.parts(first)) or [np.empty(0, np.int64)])
+                    np.testing.assert_array_equal(rest, np.flatnonzero(mask[first:]) + first)
+                    assert allowed.n_from(first) == len(rest)
     every = Allowed.all_but(np.empty(0, np.int64), 5)
     assert every.bits is None
     assert every.has(np.arange(5)).all()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from anns import DIM, KINDS, N, append, clustered, exact, found_share, nearest_through_generation, snapshot_of
 
+from indexer.allowed import Allowed
 from indexer.ann.engine import AnnIndex, Effort
 from indexer.ann.generation import Generation
 from indexer.ann.kinds import AnnOptions
@@ -17,7 +18,6 @@ from indexer.config import VectorDtype
 from indexer.progress import tell_nobody
 from indexer.store import Store
 from indexer.upkeep import rebuild_generation
-from search.allowed import Allowed
 from search.nearest import EXACT_SLOTS, EXACT_SLOTS_BESIDE_IVF, View, nearest
 
 

@@ -12,6 +12,7 @@ from anns import DIM, N, append, clustered, exact, found_share, nearest_through_
 from gpus import let_faiss_have_a_gpu
 
 from indexer import Index
+from indexer.allowed import Allowed
 from indexer.ann.engine import Effort, empty_index
 from indexer.ann.generation import Generation
 from indexer.ann.gpu import Gpu
@@ -22,7 +23,6 @@ from indexer.errors import UsageError
 from indexer.progress import tell_nobody
 from indexer.store import Store
 from indexer.upkeep import TAIL_SLOTS, bring_generation_up_to_date, check_recipe, rebuild_generation
-from search.allowed import Allowed
 from search.nearest import View
 
 

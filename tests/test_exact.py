@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import indexer.allowed
 import indexer.exact
+from indexer.allowed import Allowed
 from indexer.config import VectorDtype
 from indexer.exact import rank, scan
 from indexer.vectors import BLOCK_ROWS, VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
 
 DIM = 8
 N = BLOCK_ROWS + 1_000  # more than one block
+EVERY = Allowed.all_but(np.empty(0, np.int64), N)
 
 
 def units(n: int, seed: int) -> np.ndarray:
@@ -50,7 +53,7 @@ def truth(vectors: VectorReader, query: np.ndarray, slots: np.ndarray, k: int) -
 @pytest.mark.parametrize("k", [1, 2, 10, 500, N, N + 5])
 def test_scan_and_rank_give_the_k_nearest_of_all_slots(vectors: VectorReader, k: int) -> None:
     queries = units(3, 1)
-    for query, near in zip(queries, scan(vectors, queries, k, range(N)), strict=True):
+    for query, near in zip(queries, scan(vectors, queries, k, EVERY), strict=True):
         scores, slots = rank(vectors, query, near, k)
         expected_scores, expected_slots = truth(vectors, query, np.arange(N), k)
         np.testing.assert_array_equal(slots, expected_slots)
@@ -62,20 +65,25 @@ def test_scan_and_rank_give_the_k_nearest_of_all_slots(vectors: VectorReader, k:
 def test_only_the_slots_asked_for_are_compared(vectors: VectorReader, n_slots: int) -> None:
     chosen = np.sort(np.random.default_rng(2).choice(N, n_slots, replace=False)).astype(np.int64)
     queries = units(2, 3)
-    for query, near in zip(queries, scan(vectors, queries, 10, chosen), strict=True):
+    for query, near in zip(queries, scan(vectors, queries, 10, Allowed.only(chosen, N)), strict=True):
         scores, slots = rank(vectors, query, near, 10)
         np.testing.assert_array_equal(slots, truth(vectors, query, chosen, 10)[1])
         assert scores.dtype == np.float64
 
 
-def test_a_range_in_the_middle_and_its_array_give_the_same(vectors: VectorReader) -> None:
+@pytest.mark.parametrize("n_dead", [0, 1, 5, N // 2])
+def test_slots_from_one_in_the_middle_on_are_compared_up_to_the_last_allowed(
+    vectors: VectorReader, monkeypatch: pytest.MonkeyPatch, n_dead: int
+) -> None:
+    monkeypatch.setattr(indexer.allowed, "_KEPT_SLOTS", 0)
+    monkeypatch.setattr(indexer.allowed, "_UNPACKED_BYTES", 100)
+    dead = np.sort(np.random.default_rng(9).choice(17_000, n_dead, replace=False))
+    live = np.delete(np.arange(17_000), dead)
     queries = units(2, 4)
-    as_range = scan(vectors, queries, 7, range(100, 17_000))
-    as_array = scan(vectors, queries, 7, np.arange(100, 17_000))
-    for a, b in zip(as_range, as_array, strict=True):
-        assert set(a) == set(b)
-        assert a.min() >= 100
-        assert a.max() < 17_000
+    for allowed in (Allowed.all_but(dead, 17_000), Allowed.only(live, 17_000)):
+        for query, near in zip(queries, scan(vectors, queries, 7, allowed, 101), strict=True):
+            _, slots = rank(vectors, query, near, 7)
+            np.testing.assert_array_equal(slots, truth(vectors, query, live[live >= 101], 7)[1])
 
 
 def test_of_many_equal_vectors_the_lowest_slots_win_even_across_blocks(tmp_path: Path) -> None:
@@ -85,7 +93,7 @@ def test_of_many_equal_vectors_the_lowest_slots_win_even_across_blocks(tmp_path:
     rows[same] = query
     with write(tmp_path, rows, VectorDtype.F16) as vectors:
         for k in (1, 10, len(same), len(same) + 3):
-            (near,) = scan(vectors, query, k, range(N))
+            (near,) = scan(vectors, query, k, EVERY)
             scores, slots = rank(vectors, query[0], near, k)
             np.testing.assert_array_equal(slots[: len(same)], same[:k])
             assert len(set(scores[: min(k, len(same))])) == 1
@@ -105,7 +113,7 @@ def test_slots_of_one_score_are_merged_a_few_times_however_many_they_are(
     monkeypatch.setattr(indexer.exact, "_SCAN_BYTES", 4 * DIM * 50)
     monkeypatch.setattr(indexer.exact._Best, "settled", counting)
     with write(tmp_path, np.repeat(query, N, axis=0), VectorDtype.F16) as vectors:
-        (near,) = scan(vectors, query, 10, range(N))
+        (near,) = scan(vectors, query, 10, EVERY)
     np.testing.assert_array_equal(np.sort(near), np.arange(N))
     assert len(merged) < 2 * np.log2(N)
 

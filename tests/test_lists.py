@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from anns import DIM, N, clustered, exact, found_share, nearest_through_generation, snapshot_of
 
+from indexer.allowed import Allowed
 from indexer.ann.engine import Effort
 from indexer.ann.generation import Generation
 from indexer.ann.kinds import AnnOptions, choose_recipe
@@ -20,7 +21,6 @@ from indexer.generations import GenerationRow
 from indexer.progress import tell_nobody
 from indexer.upkeep import rebuild_generation
 from indexer.vectors import VectorReader
-from search.allowed import Allowed
 from search.nearest import View
 
 

@@ -21,7 +21,7 @@ from indexer.config import VectorDtype
 from indexer.delete import delete_documents
 from indexer.errors import IndexCorruptError, UsageError
 from indexer.info import generation_text
-from indexer.progress import Progress, tell_nobody
+from indexer.progress import Phase, Progress, tell_nobody
 from indexer.store import Store
 from indexer.upkeep import bring_generation_up_to_date, rebuild_generation, tune_generation
 from indexer.vectors import VectorReader
@@ -115,6 +115,18 @@ def test_an_index_whose_documents_are_all_gone_needs_no_tuning(tmp_path: Path) -
     assert (report.slots, report.recall, report.warnings) == (50, None, ())
     with pytest.raises(UsageError, match="fewer than two vectors"):
         tune_generation(tmp_path, None, tell_nobody)
+
+
+def test_progress_goes_from_building_to_measuring_and_never_back(ann_index: Path) -> None:
+    seen: list[Progress] = []
+    rebuild_generation(ann_index, AnnOptions(kind="ivf"), seen.append)
+    built, measured = ([p.fraction or 0.0 for p in seen if p.phase is phase] for phase in (Phase.INDEX, Phase.TUNE))
+    assert [p.phase for p in seen] == [Phase.INDEX] * len(built) + [Phase.TUNE] * len(measured)
+    assert built == sorted(built)
+    assert built[-1] == 1.0
+    assert measured == sorted(measured)
+    assert len([share for share in measured if share <= 0.5]) > 1, "the exact neighbours take half of it, step by step"
+    assert 0.5 < measured[-1] <= 1.0
 
 
 def test_what_was_asked_for_once_holds_until_something_else_is_asked_for(ann_index: Path) -> None:

@@ -59,8 +59,9 @@ class AnnOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.target_recall is not None and not 0 < self.target_recall <= 1:
-            msg = f"--target-recall is {self.target_recall}; it must be above 0 and at most 1"
+        recall = self.target_recall
+        if recall is not None and not (isinstance(recall, float | int) and 0 < recall <= 1):
+            msg = f"--target-recall is {recall!r}; it must be a number above 0 and at most 1"
             raise UsageError(msg)
         if self.max_memory_bytes is not None and self.max_memory_bytes < 1:
             msg = f"--max-index-memory is {self.max_memory_bytes}; it must be at least 1 byte"

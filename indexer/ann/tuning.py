@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.allowed import Allowed
 from indexer.ann.engine import AnnIndex, Effort
 from indexer.documents import JsonValue
-from indexer.exact import ROUNDING, rank, scan
+from indexer.exact import ROUNDING, OnShare, rank, scan
 from indexer.vectors import VectorReader
 
 K = 10
@@ -96,7 +97,7 @@ class Trial:
         self,
         vectors: VectorReader,
         n_slots: int,
-        on_step: Callable[[], None] | None = None,
+        on_share: OnShare | None = None,
         *,
         dead: NDArray[np.int64] | None = None,
     ) -> None:
@@ -105,17 +106,15 @@ class Trial:
         Args:
             vectors: the vector file.
             n_slots: how many slots the indexes hold that will be tried.
-            on_step: called when the nearest are found, so that the work can be interrupted.
+            on_share: told how far the search for the nearest is.
             dead: slots, int64 ascending, that are neither query nor answer; an index that is tried must take filters.
         """
         dead = np.empty(0, np.int64) if dead is None else dead
         self._vectors = vectors
-        self._allowed = _bits_without(dead, n_slots) if len(dead) else None
-        live, held = _all_but(dead, vectors.n_rows), _all_but(dead, n_slots)
-        self.k = max(min(K, len(held) - 1), 0)
-        n = min(_QUERIES, len(live))
-        drawn = np.sort(np.random.default_rng(_SEED).choice(len(live), n, replace=False))
-        own = drawn if isinstance(live, range) else live[drawn]
+        held = Allowed.all_but(dead[dead < n_slots], n_slots)
+        self._allowed = held.bits
+        self.k = max(min(K, held.n - 1), 0)
+        own = _draw(_QUERIES, vectors.n_rows, dead)
         rows = vectors.rows(own)
         # Copies of one text are one query: they find one another in any case.
         firsts = np.sort(np.unique(rows, axis=0, return_index=True)[1])
@@ -124,12 +123,10 @@ class Trial:
         # The score of the k-th nearest; whatever reaches it is a hit.
         self.least = np.full(len(self.own), -np.inf, np.float32)
         if self.k > 0:
-            near = scan(vectors, self.queries, self.k + 1, held)
+            near = scan(vectors, self.queries, self.k + 1, held, on_share=on_share)
             for i, slots in enumerate(near):
                 scores, slots = rank(vectors, self.queries[i], slots, self.k + 1)
                 self.least[i] = scores[slots != self.own[i]][self.k - 1] - ROUNDING
-            if on_step is not None:
-                on_step()
 
     def _scores(self, query: int, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the exact scores of some slots, -inf for none (-1) and for the query's own."""
@@ -173,17 +170,18 @@ class Trial:
         recall, error = _mean(_at_depth(recalls, effort.depth))
         return Point(effort=effort, recall=recall, error=error, latency_ms=self.latency_ms(index, effort))
 
-    def tune(self, index: AnnIndex, target: float, on_step: Callable[[], None] | None = None) -> Tuning:
+    def tune(self, index: AnnIndex, target: float, on_share: OnShare | None = None) -> Tuning:
         """Return the fastest effort that reaches a recall, the best one when none does.
 
         Args:
             index: to search.
             target: recall@10 in (0, 1].
-            on_step: called after each step, so that the work can be interrupted.
+            on_share: told after each step how far the work is, at most: the target may be reached sooner.
         """
         points: list[Point] = []
         steps_left = _STEPS_MORE
-        for probes in _ladder(index.max_probes):
+        ladder = list(_ladder(index.max_probes))
+        for number, probes in enumerate(ladder, 1):
             depth = _DEPTHS[-1]
             if index.is_graph:  # a beam is as long as what is asked of it; the query's own slot takes a place
                 depth = min(probes - 1, depth)
@@ -192,8 +190,8 @@ class Trial:
             effort = Effort(probes=probes, depth=depth, reach=index.reach(self.queries, probes))
             point = self._cheapest(index, effort, self.recalls(index, effort), target)
             points.append(point)
-            if on_step is not None:
-                on_step()
+            if on_share is not None:
+                on_share(number / len(ladder))
             if self._meets(point, target):
                 steps_left -= 1
                 if not steps_left:
@@ -223,15 +221,12 @@ class Trial:
         return point.sure_recall >= target or point.recall >= 1.0
 
 
-def _all_but(dead: NDArray[np.int64], n_slots: int) -> NDArray[np.int64] | range:
-    """Return the slots below `n_slots` that are not dead."""
-    return np.delete(np.arange(n_slots), dead[dead < n_slots]) if len(dead) else range(n_slots)
-
-
-def _bits_without(dead: NDArray[np.int64], n_slots: int) -> NDArray[np.uint8]:
-    mask = np.ones(n_slots, np.bool_)
-    mask[dead[dead < n_slots]] = False
-    return np.packbits(mask, bitorder="little")
+def _draw(n: int, n_rows: int, dead: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return so many of the slots that are not dead, or all where they are fewer, int64 ascending."""
+    n_live = n_rows - len(dead)
+    drawn = np.sort(np.random.default_rng(_SEED).choice(n_live, min(n, n_live), replace=False))
+    # Before a dead slot lie as many live ones as it has lower slots that are not dead.
+    return drawn + np.searchsorted(dead - np.arange(len(dead)), drawn, side="right")
 
 
 def _mean(of_query: NDArray[np.float64]) -> tuple[float, float]:

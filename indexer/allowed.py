@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 _KEPT_SLOTS = 20_000
+_UNPACKED_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +47,21 @@ class Allowed:
             return np.ones(slots.shape, np.bool_)
         return np.asarray(self.bits[slots >> 3] >> (slots & 7) & 1, np.bool_)
 
-    def slots(self, first: int = 0) -> NDArray[np.int64]:
-        """Return the allowed slots from `first` on, int64 ascending."""
-        if self.bits is None:
-            return np.arange(first, self.n_rows)
+    def n_from(self, first: int) -> int:
+        """Return how many slots from `first` on are allowed."""
+        return self.n_rows - first if self.bits is None else sum(map(len, self.parts(first)))
+
+    def parts(self, first: int = 0) -> Iterator[NDArray[np.int64]]:
+        """Yield the allowed slots from `first` on, int64 ascending, of half a million at a time."""
         if self._few is not None:
-            return self._few[np.searchsorted(self._few, first) :]
-        byte = first // 8
-        mask = np.unpackbits(self.bits[byte:], count=self.n_rows - 8 * byte, bitorder="little")
-        found = np.flatnonzero(mask) + 8 * byte
-        return found[np.searchsorted(found, first) :]
+            yield self._few[np.searchsorted(self._few, first) :]
+            return
+        for start in range(first // 8, -(-self.n_rows // 8), _UNPACKED_BYTES):
+            slots = 8 * start + np.arange(min(8 * _UNPACKED_BYTES, self.n_rows - 8 * start))
+            if self.bits is not None:
+                octets = self.bits[start : start + _UNPACKED_BYTES]
+                slots = slots[np.unpackbits(octets, count=len(slots), bitorder="little").view(np.bool_)]
+            yield slots[np.searchsorted(slots, first) :]
 
 
 def _pack(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
