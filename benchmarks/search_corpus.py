@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -38,15 +39,28 @@ def read_vectors(cache: Path, n: int) -> NDArray[np.float16]:
     return np.fromfile(path, "<f2", n * dim, offset=4096).reshape(n, dim)
 
 
-def write_index(folder: Path, vectors: NDArray[np.float32], commit_rows: int = 20_000) -> None:
-    """Write an index directory with these vectors and hardly any text, so many in a commit."""
-    with closing(
-        Store.create(folder, dim=vectors.shape[1], vector_dtype=VectorDtype.F16, settings={}, canaries=[])
-    ) as store:
+def mixtures(stored: NDArray[np.float16], n: int, random: np.random.Generator) -> NDArray[np.float32]:
+    """Return n unit vectors between two of those that there are, (n, d) float32."""
+    one, other = (stored[random.integers(0, len(stored), n)].astype(np.float32) for _ in range(2))
+    share = random.uniform(0.1, 0.6, (n, 1)).astype(np.float32)
+    mixed = one * (1 - share) + other * share
+    return np.asarray(mixed / np.linalg.norm(mixed, axis=1, keepdims=True))
+
+
+def mixed_blocks(stored: NDArray[np.float16], n: int, size: int) -> Iterator[NDArray[np.float32]]:
+    """Yield n unit vectors, (size, d) float32 at a time: those that there are, then mixtures of them."""
+    random = np.random.default_rng(5)
+    for first in range(0, n, size):
+        block = stored[first : min(first + size, n)].astype(np.float32)
+        yield np.concatenate((block, mixtures(stored, min(size, n - first) - len(block), random)))
+
+
+def write_index(folder: Path, blocks: Iterable[NDArray[np.float32]], dim: int) -> None:
+    """Write an index directory with these vectors and hardly any text, a block in a commit."""
+    with closing(Store.create(folder, dim=dim, vector_dtype=VectorDtype.F16, settings={}, canaries=[])) as store:
         source = store.source("vectors")
-        for first in range(0, len(vectors), commit_rows):
-            block = vectors[first : first + commit_rows]
-            texts = [f"row {i}" for i in range(first, first + len(block))]
+        for block in blocks:
+            texts = [f"row {i}" for i in range(store.n_rows, store.n_rows + len(block))]
             store.commit(
                 Changes(
                     appended=[

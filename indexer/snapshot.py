@@ -132,19 +132,29 @@ class SnapshotReader:
     def matching_slots(self, condition: CompiledFilter) -> NDArray[np.int64]:
         """Return the live slots whose document meets a filter, ascending. Call it within `transaction`."""
         # SQLite takes whatever index there is, but where many documents meet a filter, a scan is faster.
-        as_planned, parameters = _slots_query(condition), condition.parameters
-        plan = self._sql.execute(f"EXPLAIN QUERY PLAN {as_planned}", parameters)
-        if any(step.startswith("SEARCH m USING") and "INDEX metadata_" in step for *_, step in plan):
-            n_few = self._sql.execute("SELECT coalesce(max(slot), 0) FROM passages").fetchone()[0] // _FEW
-            found = self._slots(f"{as_planned} LIMIT {n_few:d}", parameters)
-            if len(found) < n_few:
-                return found
-        return self._slots(_slots_query(condition, "NOT INDEXED"), parameters)
+        n_slots = self._sql.execute("SELECT coalesce(max(slot), 0) FROM passages").fetchone()[0]
+        found = self.indexed_slots(condition, n_slots // _FEW)
+        return self._slots(_slots_query(condition, "NOT INDEXED"), condition.parameters) if found is None else found
+
+    def indexed_slots(self, condition: CompiledFilter, most: int) -> NDArray[np.int64] | None:
+        """Return what `matching_slots` does where an SQL index gives it; None without one, or if there are so many."""
+        query = _slots_query(condition)
+        plan = self._sql.execute(f"EXPLAIN QUERY PLAN {query}", condition.parameters)
+        if not any(step.startswith("SEARCH m USING") and "INDEX metadata_" in step for *_, step in plan):
+            return None
+        found = self._slots(f"{query} LIMIT {most:d}", condition.parameters)
+        return found if len(found) < most else None
 
     def _slots(self, query: str, parameters: tuple[str | int | float, ...]) -> NDArray[np.int64]:
         found = np.fromiter((row[0] for row in self._sql.execute(query, parameters)), np.int64)
         found.sort()
         return found
+
+    def meeting(self, slots: NDArray[np.int64], condition: CompiledFilter) -> NDArray[np.int64]:
+        """Return those of some slots whose document meets a filter, ascending. Call it within `transaction`."""
+        query = f"""SELECT p.slot FROM json_each(?) AS j CROSS JOIN passages AS p ON p.slot = j.value
+            CROSS JOIN metadata AS m ON m.document = p.document {_documents(condition)} WHERE {condition.sql}"""
+        return self._slots(query, (json.dumps(slots.tolist()), *condition.parameters))
 
     def matching_rows(self, condition: CompiledFilter) -> list[int]:
         """Return the rows of the documents that meet a filter."""
@@ -230,10 +240,13 @@ class SnapshotReader:
 
 
 def _slots_query(condition: CompiledFilter, how: str = "") -> str:
-    # The documents are joined only for what stands in their JSON alone: the join costs half of a broad filter.
-    documents = "JOIN documents AS d ON d.row_id = m.document" if "d.metadata" in condition.sql else ""
-    return f"""SELECT p.slot FROM metadata AS m {how} {documents} JOIN passages AS p ON p.document = m.document
-        WHERE {condition.sql}"""
+    return f"""SELECT p.slot FROM metadata AS m {how} {_documents(condition)}
+        JOIN passages AS p ON p.document = m.document WHERE {condition.sql}"""
+
+
+def _documents(condition: CompiledFilter) -> str:
+    """Return the join of the documents, for what stands in their JSON alone: it costs half of a broad filter."""
+    return "JOIN documents AS d ON d.row_id = m.document" if "d.metadata" in condition.sql else ""
 
 
 def read_snapshot(sql: sqlite3.Connection, path: Path, before: Snapshot | None = None) -> Snapshot:

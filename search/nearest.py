@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.allowed import Allowed
+from indexer.ann.engine import AnnIndex, Effort
 from indexer.ann.generation import Generation
-from indexer.ann.gpu import Gpu
 from indexer.ann.kinds import Kind
-from indexer.errors import IndexCorruptError
 from indexer.exact import rank, scan, share_of_scores
-from indexer.filters import Filter
-from indexer.snapshot import Snapshot
 from indexer.vectors import VectorReader
-
-if TYPE_CHECKING:
-    from indexer.card import Card
-
-logger = logging.getLogger(__name__)
+from search.view import View
 
 # Up to here comparing with every vector takes a few milliseconds, and spares loading FAISS.
 EXACT_SLOTS = 10_000
@@ -34,12 +25,11 @@ EXACT_SLOTS_BESIDE_IVF = 3_000
 # A flat index finds nothing sooner than the vector file does, so twice as many are worth 0.1 s of loading FAISS.
 _TIMES_FOR_FLAT = 2
 _SPARE = 16
-_CACHED_FILTERS = 32
 _TUNED_K = 10
 _FILTER_POWER = 0.6  # probes grow with this power of what a filter takes away
 # Of a filter that passes less it is looked up how much it leaves around the query, in this part of its lists.
 _NARROW = 0.25
-_AROUND = 0.25
+AROUND = 0.25
 # Where fewer of the candidates have a score of their own, copies of one text stand before others; then so many are
 # compared at most.
 _MOSTLY = 0.5
@@ -55,88 +45,6 @@ class Nearest:
     slots: list[NDArray[np.int64]]
     plan: str
     exact: bool
-
-
-@dataclass(slots=True)
-class View:
-    """A snapshot with its files opened; the generation is opened when a search first needs it.
-
-    `card` is the GPU that searches, None for the CPU.
-    """
-
-    directory: Path
-    snapshot: Snapshot
-    vectors: VectorReader
-    card: Card | None = None
-    filtered: dict[Filter, Allowed] = field(default_factory=dict)
-    _live: Allowed | None = None
-    _generation: Generation | None = None
-    _trouble: str = ""
-
-    @classmethod
-    def open(cls, directory: Path, snapshot: Snapshot, card: Card | None = None) -> View:
-        """Open the files of a snapshot, to be searched by a GPU or else the CPU.
-
-        Raises:
-            FileNotFoundError: the vector file is gone; take a newer snapshot.
-            IndexCorruptError: the vector file is damaged.
-        """
-        vectors = VectorReader(directory, snapshot.vector_file, snapshot.layout, snapshot.n_rows)
-        return cls(directory, snapshot, vectors, card)
-
-    def close(self) -> None:
-        """Let go of the files."""
-        self.vectors.close()
-        self._generation = None
-
-    def live(self) -> Allowed:
-        """Return the live slots."""
-        if self._live is None:
-            self._live = Allowed.all_but(self.snapshot.dead, self.snapshot.n_rows)
-        return self._live
-
-    def keep(self, wanted: Filter, slots: NDArray[np.int64]) -> Allowed:
-        """Remember the slots that meet a filter, int64 ascending, and return them."""
-        if len(self.filtered) >= _CACHED_FILTERS:
-            self.filtered.pop(next(iter(self.filtered)))
-        self.filtered[wanted] = Allowed.only(slots, self.snapshot.n_rows)
-        return self.filtered[wanted]
-
-    def held_by_card(self) -> Card | None:
-        """Return the GPU with the vectors, None when there is none or they do not fit."""
-        return self.card if self.card is not None and self.card.hold(self.vectors) else None
-
-    def take_generation(self, before: View) -> None:
-        """Go on with the generation that an older view has opened, if this snapshot names the same file."""
-        row = self.snapshot.generation
-        if row is not None and before._generation is not None:
-            self._generation = before._generation.as_of(row)
-
-    def generation(self) -> Generation | None:
-        """Return the generation, None when there is none that can be used; exact search then takes its place.
-
-        Raises:
-            FileNotFoundError: the file is gone; take a newer snapshot.
-            MissingExtraError: no FAISS wheel is installed.
-        """
-        row = self.snapshot.generation
-        if row is None or self._trouble:
-            return None
-        if self._generation is None:
-            try:
-                self._generation = Generation(self.directory, row, self.snapshot.layout.dim)
-            except IndexCorruptError as error:
-                self.do_without_generation(str(error))
-            else:
-                gpu = None if self.card is None else Gpu.find(str(self.card.device))
-                if gpu is not None:
-                    self._generation.index.copy_to(gpu)
-        return self._generation
-
-    def do_without_generation(self, reason: str) -> None:
-        """Let exact search take the place of the generation for as long as this view lasts."""
-        self._trouble = reason
-        logger.warning("exact search takes the place of the FAISS file: %s", reason)
 
 
 class _Exact(Protocol):
@@ -178,7 +86,7 @@ def nearest(view: View, queries: NDArray[np.float32], k: int, allowed: Allowed, 
         IndexCorruptError: the vector file has become shorter.
         UsageError: the memory of the GPU does not suffice.
     """
-    is_few = allowed.n <= _most_one_by_one(view)
+    is_few = allowed.n <= most_one_by_one(view)
     holder = None if is_few else view.held_by_card() or (None if exact else view.generation())
     if holder is None:
         return _one_by_one(view, queries, k, allowed)
@@ -201,7 +109,7 @@ def nearest(view: View, queries: NDArray[np.float32], k: int, allowed: Allowed, 
     return _answer(found, plan, is_exact=is_exact)
 
 
-def _most_one_by_one(view: View) -> int:
+def most_one_by_one(view: View) -> int:
     """Return up to how many candidates are compared one by one where there is a generation."""
     match None if view.snapshot.generation is None else view.snapshot.generation.kind:
         case Kind.FLAT:
@@ -220,8 +128,8 @@ def _one_by_one(view: View, queries: NDArray[np.float32], k: int, allowed: Allow
     return _answer(found, f"exact: compared with {of_all} passages", is_exact=True)
 
 
-_Best = tuple[NDArray[np.float64], NDArray[np.int64]]
-_Found = list[_Best]
+Best = tuple[NDArray[np.float64], NDArray[np.int64]]
+_Found = list[Best]
 
 
 @dataclass(slots=True)
@@ -269,14 +177,10 @@ class _Search:
         share = self.allowed.n / self.view.snapshot.n_rows
         if share < _NARROW:
             share = min(share, self._share_around(generation))
-        more = max(1.0, self.k / _TUNED_K)
-        depth = max(math.ceil(effort.depth * more), self.k * index.copies)
-        depth = min(depth, index.n_slots * index.copies)
-        times = math.sqrt(more) * share**-_FILTER_POWER
+        depth, times = how_hard(generation, self.k, share)
         while True:
             probes = index.probes(effort, times)
-            self.how = f", {probes:,} probes of {index.max_probes:,}" if index.max_probes else ""
-            self.how += f", {depth:,} candidates compared"
+            self.how = f"{probes_text(index, effort, times)}, {depth:,} candidates compared"
             _, slots = index.search(self.queries, depth, effort=effort, times=times, allowed=self.allowed.bits)
             is_all = probes >= index.max_probes
             # Where a filter leaves fewer candidates than are to be compared, nearer ones lie in other lists.
@@ -299,15 +203,13 @@ class _Search:
         if flooded:
             self.how += ", more where copies of a text stood before others"
 
-    def _is_flooded(self, i: int, near: NDArray[np.int64], best: _Best) -> bool:
-        """Tell whether equal vectors take most of the places among the candidates of a query."""
-        scores, _ = best
-        # Else they are not the last hits, or nothing can be nearer than they are.
-        if len(scores) < 2 or scores[-1] != scores[-2] or scores[-1] >= _SAME:
-            return False
-        return share_of_scores(self.view.vectors, self.queries[i], near) < _MOSTLY
+    def _is_flooded(self, i: int, near: NDArray[np.int64], best: Best) -> bool:
+        """Tell whether copies took the places of others among the candidates of a query, whatever is newer."""
+        if self.in_tail is not None:
+            best = rank(self.view.vectors, self.queries[i], near, max(self.k, 2))
+        return is_flooded(self.view.vectors, self.queries[i], near, best)
 
-    def _deeper(self, generation: Generation, i: int, depth: int, times: float) -> _Best:
+    def _deeper(self, generation: Generation, i: int, depth: int, times: float) -> Best:
         """Return the nearest of one query among more and more candidates, until most are different."""
         index = generation.index
         most = min(max(_DEEPEST, depth), index.n_slots * index.copies)
@@ -323,7 +225,7 @@ class _Search:
     def _share_around(self, generation: Generation) -> float:
         """Return which share of the passages near a query the filter allows, never 0: the least of all queries."""
         effort = generation.effort
-        _, slots = generation.index.search(self.queries, effort.depth, effort=effort, times=_AROUND)
+        _, slots = generation.index.search(self.queries, effort.depth, effort=effort, times=AROUND)
         is_near = slots >= 0
         is_allowed = is_near & self.allowed.has(slots)
         return float(((is_allowed.sum(axis=1) + 1) / (is_near.sum(axis=1) + 1)).min())
@@ -335,6 +237,28 @@ class _Search:
             candidates = near if self.in_tail is None else np.concatenate((near, self.in_tail[i]))
             found.append(rank(self.view.vectors, self.queries[i], candidates, k))
         return found
+
+
+def probes_text(index: AnnIndex, effort: Effort, times: float) -> str:
+    """Return what a plan says of the lists that a search looks into."""
+    return f", {index.probes(effort, times):,} probes of {index.max_probes:,}" if index.max_probes else ""
+
+
+def how_hard(generation: Generation, k: int, share: float) -> tuple[int, float]:
+    """Return how many candidates k hits want, and how many times as hard to search where a filter passes a share."""
+    index = generation.index
+    more = max(1.0, k / _TUNED_K)
+    depth = max(math.ceil(generation.effort.depth * more), k * index.copies)
+    return min(depth, index.n_slots * index.copies), math.sqrt(more) * share**-_FILTER_POWER
+
+
+def is_flooded(vectors: VectorReader, query: NDArray[np.float32], near: NDArray[np.int64], best: Best) -> bool:
+    """Tell whether equal vectors take most of the places among the candidates of a query, whose nearest are given."""
+    scores, _ = best
+    # Else they are not the last hits, or nothing can be nearer than they are.
+    if len(scores) < 2 or scores[-1] != scores[-2] or scores[-1] >= _SAME:
+        return False
+    return share_of_scores(vectors, query, near) < _MOSTLY
 
 
 def _answer(found: _Found, plan: str, *, is_exact: bool) -> Nearest:

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.allowed import Allowed
 from indexer.encoder.contract import Contract
 from indexer.encoder.query import QueryEncoder, open_query_encoder
 from indexer.errors import IndexCorruptError, UsageError
 from indexer.files import mend
 from indexer.filters import compile_filter, fields_of, parse_filter
 from indexer.snapshot import SnapshotReader, StoredPassage
+from search.filtered import nearest_filtered
 from search.hits import Hit, Hits
-from search.nearest import Nearest, View, nearest
+from search.nearest import Nearest, nearest
+from search.view import View
 
 if TYPE_CHECKING:
     from indexer.card import Card
@@ -317,18 +318,17 @@ class Searcher:
     def _try_search(self, queries: NDArray[np.float32], ask: _Ask) -> list[Hits] | None:
         """Return the hits, None when a commit made them stale."""
         view = self._current()
-        allowed = view.live() if ask.where is None else self._filtered(view, ask.where)
-        if allowed is None:
-            return None
         n_wanted = ask.k + (ask.without is not None)
         while True:
             try:
-                found = nearest(view, queries, n_wanted, allowed, exact=ask.exact)
+                found = self._nearest(view, queries, n_wanted, ask)
             except FileNotFoundError as error:
                 if self._reader.seq() != view.snapshot.seq:
                     return None
                 view.do_without_generation(str(error))
                 continue
+            if found is None:
+                return None
             with self._reader.transaction() as seq:
                 if seq != view.snapshot.seq:
                     return None
@@ -343,18 +343,12 @@ class Searcher:
                 return hits
             n_wanted *= 4
 
-    def _filtered(self, view: View, where: Where) -> Allowed | None:
-        """Return which slots meet a filter, None when a commit came in between."""
-        wanted = parse_filter(where)
-        if wanted in view.filtered:
-            return view.filtered[wanted]
-        if self._reader.seq() != view.snapshot.seq:  # a newer commit may have other fields
-            return None
-        condition = compile_filter(wanted, view.snapshot.fields)
-        with self._reader.transaction() as seq:
-            if seq != view.snapshot.seq:
-                return None
-            return view.keep(wanted, self._reader.matching_slots(condition))
+    def _nearest(self, view: View, queries: NDArray[np.float32], k: int, ask: _Ask) -> Nearest | None:
+        """Return the k nearest slots that are wanted, None when a commit came in between."""
+        if ask.where is None:
+            return nearest(view, queries, k, view.live(), exact=ask.exact)
+        wanted = parse_filter(ask.where)
+        return nearest_filtered(view, self._reader, queries, k, wanted, exact=ask.exact)
 
 
 def _open_card(device: str | None) -> Card | None:

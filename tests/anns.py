@@ -15,7 +15,8 @@ from indexer.documents import Document, Place, text_key
 from indexer.generations import GenerationRow
 from indexer.snapshot import Snapshot, SnapshotReader
 from indexer.store import Store
-from search.nearest import Nearest, View, nearest
+from search.nearest import Nearest, nearest
+from search.view import View
 
 N, DIM = 6_000, 64
 KINDS = ["ivf", "hnsw", "IVF32,SQ8", "PCA48,IVF16,SQ8"]
@@ -27,6 +28,12 @@ def clustered(n: int, dim: int, seed: int) -> np.ndarray:
     centres = np.random.default_rng(7).standard_normal((60, dim))
     vectors = centres[random.integers(0, 60, n)] + 0.9 * random.standard_normal((n, dim))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def between(queries: np.ndarray, n: int) -> np.ndarray:
+    """Return n different unit vectors, some of them nearer to some queries than most vectors are, and most far away."""
+    vectors = clustered(n, queries.shape[1], 3) - 2 * np.resize(queries, (n, queries.shape[1]))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def append(store: Store, vectors: np.ndarray) -> None:

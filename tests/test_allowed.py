@@ -11,7 +11,7 @@ from indexer.allowed import Allowed
 from indexer.ann.kinds import AnnOptions
 from indexer.progress import tell_nobody
 from indexer.upkeep import rebuild_generation
-from search.nearest import View
+from search.view import View
 
 
 def test_allowed_slots_are_the_same_as_bits_and_as_slots() -> None:

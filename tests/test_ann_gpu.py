@@ -23,7 +23,7 @@ from indexer.errors import UsageError
 from indexer.progress import tell_nobody
 from indexer.store import Store
 from indexer.upkeep import TAIL_SLOTS, bring_generation_up_to_date, check_recipe, rebuild_generation
-from search.nearest import View
+from search.view import View
 
 
 @pytest.mark.parametrize("kind", ["ivf", "IVF32,SQ8", "IVF32,PQ32", "IVF32,Flat"])

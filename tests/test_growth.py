@@ -30,7 +30,7 @@ from indexer.generations import GenerationRow
 from indexer.progress import Progress, tell_nobody
 from indexer.store import Store
 from indexer.upkeep import bring_generation_up_to_date, rebuild_generation, tune_generation
-from search.nearest import View
+from search.view import View
 
 TAIL = 150
 

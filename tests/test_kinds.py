@@ -14,7 +14,7 @@ from indexer.config import VectorDtype
 from indexer.errors import UsageError
 from indexer.progress import tell_nobody
 from indexer.upkeep import check_recipe, rebuild_generation
-from search.nearest import View
+from search.view import View
 
 
 @pytest.mark.parametrize(

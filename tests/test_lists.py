@@ -21,7 +21,7 @@ from indexer.generations import GenerationRow
 from indexer.progress import tell_nobody
 from indexer.upkeep import rebuild_generation
 from indexer.vectors import VectorReader
-from search.nearest import View
+from search.view import View
 
 
 def lists_of(index: Path, row: GenerationRow) -> np.ndarray:

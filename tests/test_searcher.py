@@ -16,6 +16,7 @@ from indexes import Oracle, Record, build, flip_byte, only, records, searching
 
 import indexer.ingest
 import indexer.upkeep
+import search.filtered
 import search.nearest
 import search.searcher
 from indexer.ann.engine import AnnIndex
@@ -24,7 +25,7 @@ from indexer.delete import delete_documents
 from indexer.errors import FilterError, IndexerError, UsageError
 from indexer.snapshot import SnapshotReader
 from search import Hits, Searcher
-from search.nearest import View
+from search.view import View
 
 N = 160
 QUERIES = ["the same words", "text number 7", "nothing like it"]
@@ -329,15 +330,15 @@ def hooked(real: Callable, act: Callable[[], None], times: int) -> Callable:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("place", ["nearest", "compile_filter"])
+@pytest.mark.parametrize("place", ["nearest", "nearest_checked"])
 def test_a_commit_in_the_middle_of_a_search_never_leads_to_wrong_or_missing_hits(
     small: tuple[Path, Oracle], place: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, oracle = small
     choose(way, monkeypatch)
     with searching(out) as searcher:
-        hook = hooked(getattr(search.searcher, place), lambda: commit_all(out, oracle), 1)
-        monkeypatch.setattr(search.searcher, place, hook)
+        hook = hooked(getattr(search.filtered, place), lambda: commit_all(out, oracle), 1)
+        monkeypatch.setattr(search.filtered, place, hook)
         hits = searcher.search("text number 7", 25, where={"n": {"$gte": 0}})
         oracle.check(hits, fake_vector("text number 7"), 25, lambda record: record["n"] >= 0)
 
