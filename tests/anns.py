@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 
 from indexer.allowed import Allowed
+from indexer.ann.engine import AnnIndex
+from indexer.ann.kinds import AnnOptions
 from indexer.changes import Changes, NewDocument, PassageRow
+from indexer.config import VectorDtype
 from indexer.documents import Document, Place, text_key
 from indexer.generations import GenerationRow
 from indexer.snapshot import Snapshot, SnapshotReader
 from indexer.store import Store
+from indexer.upkeep import bring_generation_up_to_date
 from search.nearest import Nearest, nearest
 from search.view import View
 
@@ -44,6 +48,37 @@ def append(store: Store, vectors: np.ndarray) -> None:
     rows = [PassageRow(None, None, text_key(document.text), 2, 0) for document in documents]
     new = [NewDocument(document, source, [row]) for document, row in zip(documents, rows, strict=True)]
     store.commit(Changes(appended=new), vectors)
+
+
+def giving_copies_first(
+    folder: Path, copies: range, n_newer: int, patched: pytest.MonkeyPatch
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
+    """Make an index of 2,000 vectors, some of them copies, and let FAISS give those first, as codes that err may do.
+
+    Returns:
+        The vectors, (2,000 + n_newer, d), with those that came after the generation; five queries far from the copies,
+        (5, d); a list that gets the number of queries and the depth of each search.
+    """
+    stored = clustered(2_000, DIM, 1)
+    stored[copies] = stored[copies[0]]
+    queries = clustered(400, DIM, 2)
+    queries = queries[queries @ stored[copies[0]] < 0.2][:5]
+    newer = between(queries, n_newer)
+    with closing(Store.create(folder, dim=DIM, vector_dtype=VectorDtype.F16, settings={}, canaries=[])) as store:
+        append(store, stored)
+        bring_generation_up_to_date(store, AnnOptions(kind="IVF32,SQ8"))
+        append(store, newer)
+    asked: list[tuple[int, int]] = []
+
+    def search(index: AnnIndex, queries: np.ndarray, depth: int, **_: object) -> tuple[np.ndarray, np.ndarray]:
+        asked.append((len(queries), depth))
+        scores = queries @ stored.T
+        scores[:, copies] += 2
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+        return np.zeros(order.shape, np.float32), order
+
+    patched.setattr(AnnIndex, "search", search)
+    return np.concatenate((stored, newer)), queries, asked
 
 
 def change_row(store: Store, **details: object) -> GenerationRow:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
-from anns import DIM, KINDS, N, append, between, clustered, exact, found_share, nearest_through_generation, snapshot_of
+from anns import (
+    DIM,
+    KINDS,
+    N,
+    clustered,
+    exact,
+    found_share,
+    giving_copies_first,
+    nearest_through_generation,
+    snapshot_of,
+)
 
 from indexer.allowed import Allowed
-from indexer.ann.engine import AnnIndex, Effort
+from indexer.ann.engine import Effort
 from indexer.ann.generation import Generation
 from indexer.ann.kinds import AnnOptions
-from indexer.config import VectorDtype
 from indexer.progress import tell_nobody
-from indexer.store import Store
 from indexer.upkeep import rebuild_generation
 from search.nearest import EXACT_SLOTS, EXACT_SLOTS_BESIDE_IVF, nearest
 from search.view import View
@@ -150,29 +157,11 @@ def test_one_query_leaves_faiss_the_threads_that_it_had(ann_index: Path) -> None
 def test_copies_of_one_vector_do_not_stand_before_nearer_ones(
     k: int, n_newer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Codes may score the copies of a text too high, as an index that gives them first does."""
-    stored = clustered(2_000, DIM, 1)
-    stored[500:1_500] = stored[500]
-    with closing(Store.create(tmp_path, dim=DIM, vector_dtype=VectorDtype.F16, settings={}, canaries=[])) as store:
-        append(store, stored)
-    rebuild_generation(tmp_path, AnnOptions(kind="IVF32,SQ8"), tell_nobody)
-    is_copy = np.isin(np.arange(2_000), np.arange(500, 1_500))
-    queries = clustered(400, DIM, 2)
-    queries = queries[queries @ stored[500] < 0.2][:5]
-    newer = between(queries, n_newer)
-    with closing(Store.open(tmp_path)) as store:
-        append(store, newer)
-    asked = []
-
-    def copies_first(index: AnnIndex, queries: np.ndarray, depth: int, **_: object) -> tuple:
-        asked.append((len(queries), depth))
-        order = np.argsort(-(queries @ stored.T) - 2 * is_copy, axis=1, kind="stable")[:, :depth]
-        return np.zeros(order.shape, np.float32), order
-
-    monkeypatch.setattr(AnnIndex, "search", copies_first)
+    copies = range(500, 1_500)
+    stored, queries, asked = giving_copies_first(tmp_path, copies, n_newer, monkeypatch)
     view = View.open(tmp_path, snapshot_of(tmp_path))
     found = nearest_through_generation(view, queries, k, view.live())
-    assert found_share(found.slots, exact(np.concatenate((stored, newer)), queries, k)) == 1.0
+    assert found_share(found.slots, exact(stored, queries, k)) == 1.0
     assert all(len(slots) == k for slots in found.slots)
     assert "copies of a text" in found.plan
     assert asked[0][0] == 5
@@ -182,5 +171,5 @@ def test_copies_of_one_vector_do_not_stand_before_nearer_ones(
     monkeypatch.setattr("search.nearest._DEEPEST", 900)
     most = max(depth for _, depth in asked)
     few = nearest_through_generation(view, queries[:1], k, view.live())
-    assert is_copy[few.slots[0][few.slots[0] < 2_000]].all(), "at last as good as the index is"
+    assert np.isin(few.slots[0][few.slots[0] < 2_000], copies).all(), "at last as good as the index is"
     assert max(depth for _, depth in asked) == most

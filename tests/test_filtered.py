@@ -10,15 +10,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from anns import DIM, KINDS, N, append, between, clustered, exact, found_share, nearest_through_generation, snapshot_of
+from anns import (
+    DIM,
+    KINDS,
+    N,
+    append,
+    clustered,
+    exact,
+    found_share,
+    giving_copies_first,
+    nearest_through_generation,
+    snapshot_of,
+)
 from fakes import fake_vector
 from indexes import Oracle, build, records, searching
 
 import search.filtered
 from indexer.allowed import Allowed
-from indexer.ann.engine import AnnIndex
 from indexer.ann.kinds import AnnOptions
-from indexer.config import VectorDtype
 from indexer.delete import delete_documents
 from indexer.filters import compile_filter, parse_filter
 from indexer.progress import tell_nobody
@@ -168,29 +177,11 @@ def test_dead_slots_are_no_candidates_and_newer_ones_are(
 def test_copies_of_one_vector_do_not_stand_before_nearer_ones(
     tmp_path: Path, n_newer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Codes may score the copies of a text too high, as an index that gives them first does."""
-    stored = clustered(2_000, DIM, 1)
-    stored[500:1_000] = stored[500]
-    with closing(Store.create(tmp_path, dim=DIM, vector_dtype=VectorDtype.F16, settings={}, canaries=[])) as store:
-        append(store, stored)
-    rebuild_generation(tmp_path, AnnOptions(kind="IVF32,SQ8"), tell_nobody)
-    is_copy = np.isin(np.arange(2_000), np.arange(500, 1_000))
-    queries = clustered(400, DIM, 2)
-    queries = queries[queries @ stored[500] < 0.2][:5]
-    newer = between(queries, n_newer)
-    with closing(Store.open(tmp_path)) as store:
-        append(store, newer)
-
-    def copies_first(index: AnnIndex, queries: np.ndarray, depth: int, **_: object) -> tuple:
-        order = np.argsort(-(queries @ stored.T) - 2 * is_copy, axis=1, kind="stable")[:, :depth]
-        return np.zeros(order.shape, np.float32), order
-
-    monkeypatch.setattr(AnnIndex, "search", copies_first)
+    stored, queries, _ = giving_copies_first(tmp_path, range(500, 1_000), n_newer, monkeypatch)
     view = View.open(tmp_path, snapshot_of(tmp_path))
-    keep = np.arange(2_000 + n_newer) % 2 == 0
-    every = np.concatenate((stored, newer))
+    keep = np.arange(len(stored)) % 2 == 0
     found = [each.slots[0] for each in checked(view, queries, 10, keep) if each is not None]
-    assert found_share(found, exact(every, queries, 10, keep)) == 1.0
+    assert found_share(found, exact(stored, queries, 10, keep)) == 1.0
     assert len(found) == len(queries)
     assert checked(view, queries, 10, keep, 400) == [None] * 5
 
