@@ -17,7 +17,7 @@ from indexer.database import Meta, translated
 from indexer.documents import Document, JsonValue, is_storable, text_key
 from indexer.errors import IndexCorruptError
 from indexer.generations import GenerationRow, read_generations
-from indexer.snapshot import count_dead, read_dead_slots
+from indexer.snapshot import count_dead, count_slots, read_dead_slots
 
 # The first of any number of copies will do.
 _TWIN = """
@@ -149,6 +149,5 @@ class Holdings:
         with translated(self._path):
             documents = self._sql.execute("SELECT count(*) FROM documents").fetchone()[0]
             dead = count_dead(self._sql)
-            # Slots have no gaps; to count them takes a pass over the table.
-            n_slots = self._sql.execute("SELECT coalesce(max(slot) + 1, 0) FROM passages").fetchone()[0]
-        return {"documents": documents, "passages": n_slots - dead, "dead": dead}
+            passages = count_slots(self._sql) - dead
+        return {"documents": documents, "passages": passages, "dead": dead}

@@ -131,19 +131,20 @@ class SnapshotReader:
 
     def matching_slots(self, condition: CompiledFilter) -> NDArray[np.int64]:
         """Return the live slots whose document meets a filter, ascending. Call it within `transaction`."""
-        # SQLite takes whatever index there is, but where many documents meet a filter, a scan is faster.
-        n_slots = self._sql.execute("SELECT coalesce(max(slot), 0) FROM passages").fetchone()[0]
-        found = self.indexed_slots(condition, n_slots // _FEW)
+        found = self.indexed_slots(condition)
         return self._slots(_slots_query(condition, "NOT INDEXED"), condition.parameters) if found is None else found
 
-    def indexed_slots(self, condition: CompiledFilter, most: int) -> NDArray[np.int64] | None:
+    def indexed_slots(self, condition: CompiledFilter, most: int | None = None) -> NDArray[np.int64] | None:
         """Return what `matching_slots` does where an SQL index gives it; None without one, or if there are so many."""
         query = _slots_query(condition)
         plan = self._sql.execute(f"EXPLAIN QUERY PLAN {query}", condition.parameters)
         if not any(step.startswith("SEARCH m USING") and "INDEX metadata_" in step for *_, step in plan):
             return None
-        found = self._slots(f"{query} LIMIT {most:d}", condition.parameters)
-        return found if len(found) < most else None
+        # SQLite takes whatever index there is, but where many documents meet a filter, a scan is faster.
+        n_few = count_slots(self._sql) // _FEW
+        n_few = n_few if most is None else min(most, n_few)
+        found = self._slots(f"{query} LIMIT {n_few:d}", condition.parameters)
+        return found if len(found) < n_few else None
 
     def _slots(self, query: str, parameters: tuple[str | int | float, ...]) -> NDArray[np.int64]:
         found = np.fromiter((row[0] for row in self._sql.execute(query, parameters)), np.int64)
@@ -256,7 +257,7 @@ def read_snapshot(sql: sqlite3.Connection, path: Path, before: Snapshot | None =
     """
     meta = Meta(sql, path)
     n_rows = meta.count("n_rows")
-    if sql.execute("SELECT coalesce(max(slot) + 1, 0) FROM passages").fetchone()[0] != n_rows:
+    if count_slots(sql) != n_rows:
         msg = f"{path} is damaged: n_rows is {n_rows}, but the passages end elsewhere; {mend(path.parent)}"
         raise IndexCorruptError(msg)
     return Snapshot(
@@ -275,6 +276,11 @@ def _dead_slots_since(before: Snapshot | None, sql: sqlite3.Connection, vector_f
     if before is not None and before.vector_file == vector_file and count_dead(sql) == len(before.dead):
         return before.dead
     return read_dead_slots(sql)
+
+
+def count_slots(sql: sqlite3.Connection) -> int:
+    """Return how many passages there are, dead ones too: slots have no gaps, and to count them takes a pass."""
+    return int(sql.execute("SELECT coalesce(max(slot) + 1, 0) FROM passages").fetchone()[0])
 
 
 def count_dead(sql: sqlite3.Connection) -> int:

@@ -56,12 +56,13 @@ def nearest_filtered(
     """
     if wanted in view.filtered:
         return nearest(view, queries, k, view.filtered[wanted], exact=exact)
+    may_look_up = len(queries) == 1 and not exact
     with reader.transaction() as seq:
         if seq != view.snapshot.seq:  # a newer commit may have other fields
             return None
         condition = compile_filter(wanted, view.snapshot.fields)
-        slots = reader.indexed_slots(condition, _FEW_SLOTS) if view.is_new(wanted) else None
-    if slots is None and len(queries) == 1 and not exact:
+        slots = reader.indexed_slots(condition, _FEW_SLOTS) if may_look_up and view.is_new(wanted) else None
+    if slots is None and may_look_up:
         looking_up = partial(_look_up, view, reader, wanted, condition)
         found = nearest_checked(view, queries, k, looking_up, view.lookups_left(wanted))
         if found is not None:
@@ -110,7 +111,7 @@ def nearest_checked(view: View, query: NDArray[np.float32], k: int, meeting: Mee
     if live.n <= at_most_exact or not (view.is_searched() or len(meeting(_sample(view)))):
         return None
     generation = view.generation()
-    if generation is None or not generation.index.takes_filters or _n_asked(generation, k, 1.0) > most:
+    if generation is None or not generation.index.takes_filters or _TO_SPARE * how_hard(generation, k, 1.0)[0] > most:
         return None
     index, effort = generation.index, generation.effort
     n_newer = live.n_from(generation.n_slots)
@@ -118,7 +119,7 @@ def nearest_checked(view: View, query: NDArray[np.float32], k: int, meeting: Mee
     most = min(most - effort.depth, _LONGEST_SEARCH)
     while True:
         depth, times = how_hard(generation, k, share)
-        n_asked = max(_n_asked(generation, k, share), n_asked)
+        n_asked = max(math.ceil(_TO_SPARE * depth / share), n_asked)
         if n_asked + min(n_asked, n_newer) > most or share * live.n <= at_most_exact:
             return None
         _, (found,) = index.search(query, n_asked, effort=effort, times=times, allowed=live.bits)
@@ -145,11 +146,6 @@ def nearest_checked(view: View, query: NDArray[np.float32], k: int, meeting: Mee
     if n_newer:
         plan += f", {n_newer:,} newer ones compared one by one"
     return Nearest([scores[:k]], [slots[:k]], plan, False)
-
-
-def _n_asked(generation: Generation, k: int, share: float) -> int:
-    """Return how many candidates to ask for where a filter passes a share of them."""
-    return math.ceil(_TO_SPARE * how_hard(generation, k, share)[0] / share)
 
 
 def _share_around(view: View, generation: Generation, query: NDArray[np.float32], meeting: Meeting) -> float:

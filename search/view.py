@@ -78,8 +78,8 @@ class View:
         return self._generation is not None
 
     def is_new(self, wanted: Filter) -> bool:
-        """Tell whether a filter was not asked for yet, or long ago."""
-        return wanted not in self.filtered and wanted not in self._looked_up
+        """Tell whether nothing was looked up for a filter yet, or long ago."""
+        return wanted not in self._looked_up
 
     def lookups_left(self, wanted: Filter) -> int:
         """Return how many slots may still be looked up for a filter; beyond, finding all that meet it costs less."""
