@@ -96,7 +96,7 @@ def backup_index(directory: Path, target: Path) -> BackupReport:
         )
         raise StorageError(msg)
     with closing(SnapshotReader(target)) as copy:
-        n_documents = copy.n_documents()
+        n_documents = copy.totals().documents
     return BackupReport(
         documents=n_documents,
         passages=snapshot.n_passages,

@@ -18,6 +18,7 @@ from indexer.documents import Document, JsonValue, is_storable, text_key
 from indexer.errors import IndexCorruptError
 from indexer.generations import GenerationRow, read_generations
 from indexer.snapshot import count_dead, count_slots, read_dead_slots
+from indexer.totals import read_totals
 
 # The first of any number of copies will do.
 _TWIN = """
@@ -147,7 +148,7 @@ class Holdings:
     def counts(self) -> dict[str, int]:
         """Return how many documents, passages (live slots) and dead slots there are."""
         with translated(self._path):
-            documents = self._sql.execute("SELECT count(*) FROM documents").fetchone()[0]
+            documents = read_totals(self._sql, self._path).documents
             dead = count_dead(self._sql)
             passages = count_slots(self._sql) - dead
         return {"documents": documents, "passages": passages, "dead": dead}

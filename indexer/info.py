@@ -20,9 +20,9 @@ def describe(directory: Path) -> dict[str, JsonValue]:
     """
     with closing(SnapshotReader(directory)) as reader, reader.transaction():
         snapshot = reader.snapshot()
-        generation = snapshot.generation
+        generation, totals = snapshot.generation, reader.totals()
         return {
-            "documents": reader.n_documents(),
+            "documents": totals.documents,
             "passages": snapshot.n_passages,
             "complete": snapshot.is_complete,
             "dim": snapshot.layout.dim,
@@ -35,7 +35,11 @@ def describe(directory: Path) -> dict[str, JsonValue]:
             "tail": snapshot.n_rows - (generation.n_slots if generation else 0),
             "dead": len(snapshot.dead),
             "fields": {name: list(types) for name, types in reader.field_types().items()},
-            "truncation": dict(reader.truncation()),
+            "truncation": {
+                "tokens": totals.tokens,
+                "tokens_lost": totals.tokens_lost,
+                "truncated": totals.truncated,
+            },
             "bytes": directory_bytes(directory),
         }
 

@@ -20,8 +20,9 @@ from indexer.metadata import MetadataTable
 from indexer.reencode import find_damage, mend_vectors
 from indexer.schema import create_derived
 from indexer.store import Store
+from indexer.totals import count_totals, keep_totals
 from indexer.upkeep import asked_before, bring_generation_up_to_date
-from indexer.verify import derived_problems, verify_index
+from indexer.verify import derived_problems, totals_problem, verify_index
 
 _BATCH = 1_000
 
@@ -136,6 +137,11 @@ def _mend_database(path: Path, report: RepairReport) -> None:
                 table.finish()
                 sql.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
             report.mended.append(f"{path}: the derived metadata and the catalogue of fields were made again")
+        if totals_problem(sql, path):
+            with transaction(sql, path, "IMMEDIATE"):
+                keep_totals(sql, count_totals(sql))
+                sql.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
+            report.mended.append(f"{path}: documents and tokens were counted again")
 
 
 def _derived_is_wrong(sql: sqlite3.Connection, path: Path) -> bool:

@@ -21,6 +21,7 @@ from indexer.filters import CompiledFilter, Field
 from indexer.generations import GenerationRow, read_generations
 from indexer.metadata import table_columns
 from indexer.seal import check_seal
+from indexer.totals import Totals, read_totals
 from indexer.vectors import VectorLayout
 
 _FEW = 32  # an index is used for filters that less than one passage in so many meets
@@ -123,11 +124,10 @@ class SnapshotReader:
             self._newest = read_snapshot(self._sql, self._path, self._newest)
             return self._newest
 
-    def n_documents(self) -> int:
-        """Return how many documents there are; it takes a pass over an SQL index, and so longer for more of them."""
+    def totals(self) -> Totals:
+        """Return how many documents and tokens there are, and how many truncation cost."""
         with self.transaction():
-            n: int = self._sql.execute("SELECT count(*) FROM documents").fetchone()[0]
-        return n
+            return read_totals(self._sql, self._path)
 
     def matching_slots(self, condition: CompiledFilter) -> NDArray[np.int64]:
         """Return the live slots whose document meets a filter, ascending. Call it within `transaction`."""
@@ -228,16 +228,6 @@ class SnapshotReader:
     def field_types(self) -> dict[str, list[str]]:
         """Return the JSON types of every metadata field, both in alphabetical order."""
         return {name: sorted(field.types) for name, field in sorted(self.snapshot().fields.items())}
-
-    def truncation(self) -> dict[str, int]:
-        """Return over the live passages: tokens before truncation, tokens lost, documents that lost some."""
-        with self.transaction():
-            row = self._sql.execute(
-                """SELECT coalesce(sum(n_tokens), 0), coalesce(sum(n_tokens_lost), 0),
-                    count(DISTINCT CASE WHEN n_tokens_lost > 0 THEN document END)
-                FROM passages WHERE document IS NOT NULL"""
-            ).fetchone()
-        return dict(zip(("tokens", "tokens_lost", "truncated"), row, strict=True))
 
 
 def _slots_query(condition: CompiledFilter, how: str = "") -> str:

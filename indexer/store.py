@@ -26,6 +26,7 @@ from indexer.holdings import Holdings
 from indexer.metadata import MetadataTable, create_indexes, selective_columns
 from indexer.schema import migrate
 from indexer.seal import seal
+from indexer.totals import Totals, count_totals, keep_totals, read_totals
 from indexer.vectors import VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
 
 
@@ -176,12 +177,13 @@ class Store(Holdings):
         crc = self._append_vectors(rows) if len(rows) else 0
         with self.changing() as sql:
             metadata = MetadataTable(sql)
-            self._remove(
-                changes.gone + [new.replaces for new in changes.appended if new.replaces is not None], metadata
-            )
+            gone = changes.gone + [new.replaces for new in changes.appended if new.replaces is not None]
+            totals = read_totals(sql, self._path).after(count_totals(sql, gone), Totals.of(changes.appended))
+            self._remove(gone, metadata)
             self._rewrite(changes.rewritten, metadata)
             self._append(changes.appended, metadata)
             metadata.finish()
+            keep_totals(sql, totals)
             if len(rows):
                 sql.execute("INSERT INTO blocks VALUES (?, ?, ?)", (self.n_rows, len(rows), crc))
             sql.execute("UPDATE meta SET value = ? WHERE key = 'n_rows'", (self.n_rows + len(rows),))

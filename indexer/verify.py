@@ -7,6 +7,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from indexer.errors import IndexCorruptError, IndexerError, MissingExtraError, S
 from indexer.files import DATABASE, mend
 from indexer.metadata import column_value, json_type, table_columns
 from indexer.snapshot import Snapshot, SnapshotReader
+from indexer.totals import count_totals, read_totals
 from indexer.vectors import VectorReader
 
 _LENGTH_TOLERANCE = 5e-2
@@ -77,6 +79,8 @@ def _problems(directory: Path, deep: bool, generations: bool) -> Iterator[str]:
         check = "integrity_check" if deep else "quick_check"
         yield from (f"{path}: {row[0]}" for row in sql.execute(f"PRAGMA {check}(20)") if row[0] != "ok")
         yield from _broken_rules(sql, path)
+        if problem := totals_problem(sql, path):
+            yield problem
         blocks = sql.execute("SELECT first_slot, n_rows, crc32 FROM blocks ORDER BY first_slot").fetchall()
         if deep:
             yield from _changed_documents(sql, path)
@@ -103,6 +107,15 @@ def _changed_documents(sql: sqlite3.Connection, path: Path) -> Iterator[str]:
         metadata = _metadata(stored)
         if metadata is not None and Document(id_, text, metadata, Place("", 0)).content_hash() != content_hash:
             yield f"{path}: text or metadata of document {id_!r} are not those that were indexed"
+
+
+def totals_problem(sql: sqlite3.Connection, path: Path) -> str | None:
+    """Return how the totals differ from what counting gives, None when they do not."""
+    try:
+        kept, counted = read_totals(sql, path), count_totals(sql)
+    except IndexCorruptError as error:
+        return str(error)
+    return None if kept == counted else f"{path}: the totals are {asdict(kept)}, counting gives {asdict(counted)}"
 
 
 def derived_problems(sql: sqlite3.Connection, path: Path) -> Iterator[str]:

@@ -139,7 +139,7 @@ class Searcher:
     def __len__(self) -> int:
         with self._lock:
             self._current()
-            return self._reader.n_documents()
+            return self._reader.totals().documents
 
     def refresh(self) -> bool:
         """Go to the newest commit of the index, and return whether that is a newer one.

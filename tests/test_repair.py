@@ -69,6 +69,8 @@ DERIVED = [
     "DELETE FROM fields WHERE name = 'n'",
     "UPDATE fields SET n = n + 1",
     "INSERT INTO fields VALUES ('ghost', 'string', 1)",
+    "UPDATE meta SET value = json_set(value, '$.tokens', 7) WHERE key = 'totals'",
+    "UPDATE meta SET value = '[]' WHERE key = 'totals'",
     "DELETE FROM generations",
     "UPDATE generations SET sha256 = 'x'",
     "UPDATE generations SET n_slots = 999",

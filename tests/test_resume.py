@@ -107,7 +107,7 @@ def check_sound(out: Path, undisturbed: object) -> None:
     """Check that an index is complete, whole, without strays, and gives the answers of an undisturbed build."""
     reader = SnapshotReader(out)
     snapshot = reader.snapshot()
-    assert reader.n_documents() == snapshot.n_rows == N
+    assert reader.totals().documents == snapshot.n_rows == N
     reader.close()
     assert snapshot.is_complete
     assert verify_index(out, deep=True) == []

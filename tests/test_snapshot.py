@@ -151,7 +151,7 @@ def test_a_snapshot_says_what_was_committed(index: Path) -> None:
     with closing(SnapshotReader(index)) as reader:
         snapshot = reader.snapshot()
         seq = snapshot.seq
-        assert (snapshot.n_rows, reader.n_documents(), snapshot.n_passages) == (N, N - 2, N - 2)
+        assert (snapshot.n_rows, reader.totals().documents, snapshot.n_passages) == (N, N - 2, N - 2)
         assert snapshot.dead.tolist() == [3, 5]
         assert snapshot.is_complete
         delete_documents(index, ["d7"])

@@ -162,7 +162,7 @@ def test_a_commit_that_a_reader_holds_up_too_long_is_undone_and_the_next_one_wor
         with closing(SnapshotReader(tmp_path)) as reader:
             with reader.transaction(), pytest.raises(StorageError, match="locked"):
                 append(store, [document("b", "two")])
-            assert reader.n_documents() == 1
+            assert reader.totals().documents == 1
         append(store, [document("c", "three")])
     assert sql(tmp_path, "SELECT id FROM documents") == [("a",), ("c",)]
     assert verify_index(tmp_path, deep=True) == []
@@ -259,7 +259,7 @@ def test_rows_written_without_a_commit_are_never_seen_and_cut_off_by_the_next_wr
     assert path.stat().st_size == store.layout.file_bytes(3)  # what a kill between append and COMMIT leaves
     assert verify_index(directory, deep=True) == []
     with closing(SnapshotReader(directory)) as reader:
-        assert (reader.snapshot().n_rows, reader.n_documents()) == (2, 2)
+        assert (reader.snapshot().n_rows, reader.totals().documents) == (2, 2)
     store.close()
     with closing(Store.open(directory)) as again:
         assert path.stat().st_size == again.layout.file_bytes(2)

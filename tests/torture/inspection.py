@@ -61,7 +61,7 @@ def documents(index: Path) -> dict[str, dict[str, object]]:
     with closing(SnapshotReader(index)) as reader, reader.transaction():
         snapshot = reader.snapshot()
         stored = reader.passages(range(snapshot.n_rows))
-        if len(stored) != snapshot.n_passages or len(stored) != reader.n_documents():
+        if len(stored) != snapshot.n_passages or len(stored) != reader.totals().documents:
             raise ViolationError(f"{snapshot.n_passages} passages, {len(stored)} readable")
         return {p.id: {"id": p.id, "text": p.text, **p.metadata} for p in stored.values()}
 
