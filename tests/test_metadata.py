@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from indexer.delete import delete_documents
 from indexer.documents import Document, Place
 from indexer.errors import FilterError
 from indexer.filters import compile_filter, parse_filter
+from indexer.metadata import selective_columns
 from indexer.snapshot import SnapshotReader
 from indexer.verify import verify_index
 
@@ -279,3 +282,19 @@ def test_fields_with_values_of_few_documents_are_indexed_by_themselves_in_a_larg
     made = {"metadata_at", "metadata_late", "metadata_more", "metadata_place"}
     assert indexed() == made, "as many as before: those that are there stay, one more fits"
     assert verify_index(tmp_path, deep=True) == []
+
+
+def test_whether_a_field_pays_for_an_index_is_asked_without_a_pass_over_the_metadata() -> None:
+    n_thousands = 0
+
+    def count() -> int:
+        nonlocal n_thousands
+        n_thousands += 1
+        return 0
+
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE metadata (document INTEGER PRIMARY KEY, n)")
+        connection.executemany("INSERT INTO metadata VALUES (?, 1)", [(row,) for row in range(9_000)])
+        connection.set_progress_handler(count, 1_000)
+        assert selective_columns(connection) == []  # there are few documents
+    assert n_thousands < 5  # steps of SQLite's machine, of which a pass takes several a row
