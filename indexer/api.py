@@ -180,6 +180,8 @@ class Index:
     def delete(self, ids: Sequence[str] = (), *, where: str | Mapping[str, object] | None = None) -> DeleteReport:
         """Delete documents by id, and those that meet a filter; their bytes stay until the index is compacted.
 
+        Many are deleted in several commits, oldest first: call it again when it was cut off.
+
         Returns:
             How many were deleted, and how many ids the index did not have.
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from indexer.ann.engine import require_faiss
 from indexer.ann.kinds import AnnOptions
-from indexer.changes import Changes
 from indexer.config import EncoderOptions, IfExists, OnError, ReadOptions, VectorDtype
 from indexer.corpus import Source, check_sources, read_corpus, source_name
 from indexer.documents import Document, Place
@@ -333,9 +332,8 @@ class _Run:
         if len(gone) > len(rows) / 2 and not self._options.prune_most:
             msg = f"--prune would drop {len(gone)} of {len(rows)} documents of {source}; add --yes if that is meant"
             raise UsageError(msg)
-        if gone:
-            self._store.commit(Changes(gone=gone), self._store.no_vectors())
-            self._report.deleted += len(gone)
+        self._store.delete(gone)
+        self._report.deleted += len(gone)
 
     def _next_window(self, documents: Iterator[Document]) -> list[Document]:
         window: list[Document] = []

@@ -7,7 +7,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from indexer.changes import Changes
+import numpy as np
+
 from indexer.errors import UsageError
 from indexer.filters import compile_filter, parse_filter
 from indexer.lock import writer_lock
@@ -32,16 +33,15 @@ def delete_documents(
         msg = f"ids is one text, {ids!r:.60}; give a list of ids"
         raise UsageError(msg)
     with closing(SnapshotReader(directory)) as reader, writer_lock(directory):
-        rows = set[int]()
+        rows = np.empty(0, np.int64)
         if where is not None:
             condition = compile_filter(parse_filter(where), reader.snapshot().fields)
-            rows.update(reader.matching_rows(condition))
+            rows = reader.matching_rows(condition)
         with closing(Store.open(directory)) as store:
             wanted = list(dict.fromkeys(ids))
             known = store.row_ids(wanted)
-            rows.update(known)
-            if rows:
-                store.commit(Changes(gone=sorted(rows)), store.no_vectors())
+            rows = np.union1d(rows, np.asarray(known, np.int64))
+            store.delete(rows)
             return DeleteReport(
                 deleted=len(rows), unknown=len(wanted) - len(known), documents=store.counts()["documents"]
             )

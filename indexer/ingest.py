@@ -116,9 +116,9 @@ class Ingest:
         while self._running:
             self._finish()
 
-    def unseen_rows(self, rows: Sequence[int]) -> list[int]:
+    def unseen_rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return those rows, of documents that stood in the index before, that no record of this run had."""
-        return [row for row in rows if row not in self._seen]
+        return rows[~self._seen.has(rows)]
 
     def _compare(self, window: Window, source: int) -> list[Pending]:
         """Sort a window into unchanged, metadata to rewrite (into its changes) and texts to append (returned)."""
@@ -316,6 +316,12 @@ class SeenRows:
         """Note a row."""
         if row_id <= self._last:
             self._bits[row_id >> 3] |= 1 << (row_id & 7)
+
+    def has(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which of some rows it has met."""
+        old = np.minimum(rows, self._last)
+        is_noted: NDArray[np.bool_] = np.frombuffer(self._bits, np.uint8)[old >> 3] >> (old & 7) & 1 == 1
+        return is_noted | (rows > self._last)
 
     def __contains__(self, row_id: int) -> bool:
         return row_id > self._last or bool(self._bits[row_id >> 3] >> (row_id & 7) & 1)

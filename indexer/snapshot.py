@@ -157,15 +157,13 @@ class SnapshotReader:
             CROSS JOIN metadata AS m ON m.document = p.document {_documents(condition)} WHERE {condition.sql}"""
         return self._slots(query, (json.dumps(slots.tolist()), *condition.parameters))
 
-    def matching_rows(self, condition: CompiledFilter) -> list[int]:
-        """Return the rows of the documents that meet a filter."""
+    def matching_rows(self, condition: CompiledFilter) -> NDArray[np.int64]:
+        """Return the rows of the documents that meet a filter, int64 ascending."""
+        query = (
+            f"SELECT m.document FROM metadata AS m {_documents(condition)} WHERE {condition.sql} ORDER BY m.document"
+        )
         with self.transaction():
-            rows = self._sql.execute(
-                f"""SELECT d.row_id FROM documents AS d JOIN metadata AS m ON m.document = d.row_id
-                WHERE {condition.sql}""",
-                condition.parameters,
-            )
-            return [row[0] for row in rows]
+            return np.fromiter((row[0] for row in self._sql.execute(query, condition.parameters)), np.int64)
 
     def passages(self, slots: Sequence[int]) -> dict[int, StoredPassage]:
         """Return the live passages of some slots. Call it within `transaction`."""

@@ -29,6 +29,9 @@ from indexer.seal import seal
 from indexer.totals import Totals, count_totals, keep_totals, read_totals
 from indexer.vectors import VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
 
+# Of documents that lie apart SQLite holds some 20 kB each until COMMIT, and readers wait while they are written.
+_MOST_GONE = 2_048
+
 
 def now() -> str:
     """Return the time as it is stored: UTC, ISO 8601, to the second."""
@@ -188,6 +191,11 @@ class Store(Holdings):
                 sql.execute("INSERT INTO blocks VALUES (?, ?, ?)", (self.n_rows, len(rows), crc))
             sql.execute("UPDATE meta SET value = ? WHERE key = 'n_rows'", (self.n_rows + len(rows),))
         self.n_rows += len(rows)
+
+    def delete(self, rows: NDArray[np.int64]) -> None:
+        """Delete documents, given by their rows, int64 ascending; many take several commits, for SQLite's memory."""
+        for first in range(0, len(rows), _MOST_GONE):
+            self.commit(Changes(gone=rows[first : first + _MOST_GONE].tolist()), self.no_vectors())
 
     @contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import FakeEncoder
@@ -11,6 +12,7 @@ from indexes import Oracle, build, records, searching, sql
 from indexer import Index
 from indexer.delete import DeleteReport, delete_documents
 from indexer.errors import FilterError, IndexNotFoundError, UsageError
+from indexer.store import Store
 from indexer.verify import verify_index
 
 
@@ -60,6 +62,29 @@ def test_one_text_is_not_taken_for_the_ids_of_its_characters(index: Path) -> Non
     with pytest.raises(UsageError, match="ids is one text, 'd1'; give a list of ids"):
         Index(index).delete("d1")
     assert sql(index, "SELECT count(*) FROM documents") == [(10,)]
+
+
+def test_many_documents_are_deleted_in_commits_of_a_few_of_which_each_stands(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.store._MOST_GONE", 3)
+    ((before,),) = sql(index, "SELECT value FROM meta WHERE key = 'seq'")
+    commit, n_commits = Store.commit, 0
+
+    def cut_off(*args: Any) -> None:
+        nonlocal n_commits
+        n_commits += 1
+        if n_commits == 3:
+            raise KeyboardInterrupt
+        commit(*args)
+
+    monkeypatch.setattr(Store, "commit", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        delete_documents(index, ["d0"], {"n": {"$gte": 2}})
+    assert sql(index, "SELECT id FROM documents ORDER BY row_id") == [("d1",), ("d7",), ("d8",), ("d9",)]
+    assert sql(index, "SELECT value FROM meta WHERE key = 'seq'") == [(before + 2,)]
+    assert verify_index(index, deep=True) == []
+    assert delete_documents(index, ["d0"], {"n": {"$gte": 2}}) == DeleteReport(deleted=3, unknown=1, documents=1)
 
 
 def test_a_deleted_document_can_come_back(index: Path) -> None:
