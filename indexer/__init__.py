@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from indexer.api import Index, build_index
     from indexer.backup import BackupReport
     from indexer.compact import CompactReport
+    from indexer.delete import DeleteReport
     from indexer.errors import IndexerError
     from indexer.features import HiddenState
     from indexer.importing import ImportReport
@@ -22,6 +23,7 @@ __all__ = [
     "BackupReport",
     "BuildReport",
     "CompactReport",
+    "DeleteReport",
     "Effort",
     "HiddenState",
     "ImportReport",
@@ -40,6 +42,7 @@ _HOMES = {
     "BackupReport": "indexer.backup",
     "BuildReport": "indexer.progress",
     "CompactReport": "indexer.compact",
+    "DeleteReport": "indexer.delete",
     "Effort": "indexer.ann.engine",
     "HiddenState": "indexer.features",
     "ImportReport": "indexer.importing",

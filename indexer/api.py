@@ -13,7 +13,9 @@ from indexer.compact import CompactReport, compact_index
 from indexer.config import Dtype, EncoderOptions, IfExists, OnError, Pooling, ReadOptions, VectorDtype, choice
 from indexer.corpus import Source
 from indexer.delete import DeleteReport, delete_documents
+from indexer.documents import JsonValue
 from indexer.importing import ImportReport, import_index
+from indexer.info import describe
 from indexer.progress import BuildReport, OnProgress, tell_nobody
 from indexer.repair import RepairReport, repair_index
 from indexer.snapshot import SnapshotReader
@@ -48,6 +50,7 @@ def build_index(
     max_errors: int | None = None,
     if_exists: str | IfExists = IfExists.UPSERT,
     prune: bool = False,
+    yes: bool = False,
     on_progress: OnProgress | None = None,
 ) -> BuildReport:
     """Build an index, resume one that was cut off, or bring one up to date.
@@ -69,7 +72,7 @@ def build_index(
             to keep them whole.
         chunk_overlap: tokens that neighbouring passages share.
         dtype: auto, float32, float16 or bfloat16: what the model computes in.
-        device: e.g. cuda:0 or cpu; the default is the first GPU, else the CPU.
+        device: e.g. cuda:0, cuda:0,cuda:1 or cpu; the default is every GPU, else the CPU.
         batch_tokens: tokens of one forward pass, with padding.
         vector_dtype: f16 (default) or f32: how vectors are stored.
         text_field: the field or fields that make the text; several are joined by a space.
@@ -82,7 +85,9 @@ def build_index(
         on_error: stop raises on the first record that cannot be used, skip lists it in `rejects.jsonl`.
         max_errors: with skip, how many may be rejected before the build stops.
         if_exists: upsert, skip or error: what becomes of a record whose id is there with other content.
-        prune: drop documents of these sources that the sources no longer have.
+        prune: drop documents of these sources that the sources no longer have. Iterables and data sets are one source,
+            and so is what came from stdin: prune with the whole of it.
+        yes: let `prune` drop more than half of a source.
         on_progress: called after each commit.
 
     Returns:
@@ -117,6 +122,7 @@ def build_index(
         max_errors=max_errors,
         if_exists=choice(IfExists, if_exists, "if-exists"),
         prune=prune,
+        prune_most=yes,
     )
     return run_build(_as_sources(source), Path(out), options, on_progress=on_progress)
 
@@ -160,15 +166,19 @@ class Index:
         text_field: str | Sequence[str] | None = None,
         id_field: str | None = None,
         columns: Sequence[str] | None = None,
+        model: str | None = None,
         device: str | None = None,
         on_error: str | OnError = OnError.STOP,
         max_errors: int | None = None,
         if_exists: str | IfExists = IfExists.UPSERT,
         on_progress: OnProgress | None = None,
     ) -> BuildReport:
-        """Add or update documents by id; arguments and errors are those of `build_index`."""
+        """Add or update documents by id; arguments and errors are those of `build_index`.
+
+        `model` is another place of the same weights.
+        """
         options = BuildOptions(
-            encoder=EncoderOptions(device=device),
+            encoder=EncoderOptions(model=model, device=device),
             read=_read_options(text_field, id_field, columns),
             on_error=choice(OnError, on_error, "on-error"),
             max_errors=max_errors,
@@ -177,7 +187,7 @@ class Index:
         )
         return run_build(_as_sources(source), self.directory, options, on_progress=on_progress)
 
-    def delete(self, ids: Sequence[str] = (), *, where: str | Mapping[str, object] | None = None) -> DeleteReport:
+    def delete(self, ids: Sequence[str | int] = (), *, where: str | Mapping[str, object] | None = None) -> DeleteReport:
         """Delete documents by id, and those that meet a filter; their bytes stay until the index is compacted.
 
         Many are deleted in several commits, oldest first: call it again when it was cut off.
@@ -188,7 +198,7 @@ class Index:
         Raises:
             FilterError: the filter cannot be understood.
             IndexLockedError: another writer holds the index.
-            UsageError: `ids` is one text; its characters would be deleted as ids.
+            UsageError: `ids` is one text, whose characters would be deleted as ids, or one of them is no id.
         """
         return delete_documents(self.directory, ids, where)
 
@@ -207,7 +217,9 @@ class Index:
         report = import_index(Path(directory))
         return cls(directory), report
 
-    def repair(self, *, encode_damaged: bool = False, device: str | None = None) -> RepairReport:
+    def repair(
+        self, *, encode_damaged: bool = False, model: str | None = None, device: str | None = None
+    ) -> RepairReport:
         """Mend what is derived, and name what cannot be mended.
 
         SQL indexes, derived metadata, the catalogue of fields and the FAISS file are made again where they are wrong. A
@@ -216,14 +228,15 @@ class Index:
 
         Args:
             encode_damaged: encode the texts of damaged vectors again.
-            device: where to encode, e.g. cuda:0 or cpu; the default is the first GPU, else the CPU.
+            model: another place of the same weights.
+            device: where to encode, e.g. cuda:0, cuda:0,cuda:1 or cpu; the default is every GPU, else the CPU.
 
         Raises:
             EncoderError: the model cannot be used, or no longer gives the vectors that it gave.
             IndexLockedError: another writer holds the index.
             ModelNotFoundError: the model cannot be had here.
         """
-        return repair_index(self.directory, encode_damaged=encode_damaged, device=device)
+        return repair_index(self.directory, encode_damaged=encode_damaged, model=model, device=device)
 
     def compact(self) -> CompactReport:
         """Give back the space of deleted and replaced documents, and bring the FAISS file up to date.
@@ -292,6 +305,10 @@ class Index:
             UsageError: there is no FAISS index, or one that is exact.
         """
         return tune_generation(self.directory, target_recall, on_progress or tell_nobody)
+
+    def info(self) -> dict[str, JsonValue]:
+        """Return what is in the index, its encoder contract and its generations, as `index info --json` prints it."""
+        return describe(self.directory)
 
     def verify(self, *, deep: bool = False) -> list[str]:
         """Check the index, with `deep` every byte, and return the problems, one line each."""

@@ -105,10 +105,13 @@ def run_build(
     ):
         run = _Run(store, encoder, options, read, report, watch, tell)
         run.read_all(sources)
+        refusal = run.prune(sources) if options.prune else ""
         tell(Progress(phase=Phase.INDEX, n_documents=run.n_documents))
         with watch.stage("index"):
             report.warnings += _index_fields(store, options.index_fields)
             report.warnings += bring_generation_up_to_date(store, options.ann, tell, options.encoder.device)
+        if refusal:
+            raise UsageError(refusal)
         counts = store.counts()
     report.documents, report.passages = counts["documents"], counts["passages"]
     stages = ("load", "read", "tokenize", "encode", "commit", "index")
@@ -306,9 +309,24 @@ class _Run:
             raise
         if not self._options.adds:
             self._store.set_complete(True)
-        if self._options.prune:
-            for source in sources:
-                self._prune(source_name(source))
+
+    def prune(self, sources: Sequence[Source]) -> str:
+        """Drop what the sources had before this run and have no longer, if they were read to the end without an error.
+
+        Returns:
+            Why it is refused for one of them, and those after it; empty when it is not.
+        """
+        if self._report.rejected:
+            self._report.warnings.append(f"nothing was pruned, because {self._report.rejected} records were rejected")
+            return ""
+        for name in map(source_name, sources):
+            rows = self._store.rows_of_source(name)
+            gone = self._ingest.unseen_rows(rows)
+            if len(gone) > len(rows) / 2 and not self._options.prune_most:
+                return f"--prune would drop {len(gone)} of {len(rows)} documents of {name}; add --yes if that is meant"
+            self._store.delete(gone)
+            self._report.deleted += len(gone)
+        return ""
 
     def _take_all(self, documents: Iterator[Document], source: str, part: tuple[float, float]) -> None:
         """Index a source to its end; `part` is where it begins in all sources, and its share of them."""
@@ -321,19 +339,6 @@ class _Run:
             if len(window) < COMMIT_TEXTS:  # a source that is slow, or at its end
                 self._ingest.drain()
         self._ingest.drain()
-
-    def _prune(self, source: str) -> None:
-        """Drop what the source had before this run and has no longer, if it was read to its end without an error."""
-        if self._report.rejected:
-            self._report.warnings.append(f"nothing was pruned, because {self._report.rejected} records were rejected")
-            return
-        rows = self._store.rows_of_source(source)
-        gone = self._ingest.unseen_rows(rows)
-        if len(gone) > len(rows) / 2 and not self._options.prune_most:
-            msg = f"--prune would drop {len(gone)} of {len(rows)} documents of {source}; add --yes if that is meant"
-            raise UsageError(msg)
-        self._store.delete(gone)
-        self._report.deleted += len(gone)
 
     def _next_window(self, documents: Iterator[Document]) -> list[Document]:
         window: list[Document] = []

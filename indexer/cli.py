@@ -51,6 +51,9 @@ IdFieldOption = Annotated[
     typer.Option(help="Field that is the id. Default: first of id, _id, doc_id; else a hash of the record."),
 ]
 ColumnsOption = Annotated[str | None, typer.Option(help="Column names a,b,c of CSV or TSV without a header.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", help="Another place of the same weights. Default: the index's own.")
+]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cuda:1, or several: cuda:0,cuda:1; cpu. Default: every GPU, else the CPU.")
 ]
@@ -149,6 +152,7 @@ def add(
     text_field: TextFieldOption = None,
     id_field: IdFieldOption = None,
     columns: ColumnsOption = None,
+    model: ModelOption = None,
     device: DeviceOption = None,
     on_error: OnErrorOption = OnError.STOP,
     max_errors: MaxErrorsOption = None,
@@ -160,7 +164,7 @@ def add(
     from indexer.config import EncoderOptions
 
     options = BuildOptions(
-        encoder=EncoderOptions(device=device),
+        encoder=EncoderOptions(model=model, device=device),
         read=_read_options(text_field, id_field, columns),
         on_error=on_error,
         max_errors=max_errors,
@@ -180,13 +184,15 @@ def delete(
     """Delete documents by id or by filter; unknown ids are counted."""
     from dataclasses import asdict
 
+    from indexer.console import stop_on_terminate
     from indexer.delete import delete_documents
     from indexer.errors import UsageError
 
     if not ids and where is None:
         msg = "nothing to delete: give ids or --where"
         raise UsageError(msg)
-    report = delete_documents(directory, ids or [], where)
+    with stop_on_terminate():
+        report = delete_documents(directory, ids or [], where)
     if json:
         print_json(asdict(report))
     else:
@@ -228,7 +234,7 @@ def rebuild(
     for warning in warnings:
         say(f"warning: {warning}")
     if json:
-        print_json(row.to_json())
+        print_json({**row.to_json(), "warnings": warnings})
     else:
         typer.echo(f"{directory}: {generation_text(row.to_json())}")
 

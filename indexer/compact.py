@@ -27,13 +27,17 @@ Block = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompactReport:
-    """What compaction did: documents and passages that stayed, dead slots that went, bytes of the directory."""
+    """What compaction did: documents and passages that stayed, dead slots that went, bytes of the directory.
+
+    `warnings` are lines for the user.
+    """
 
     documents: int
     passages: int
     dropped: int
     bytes_before: int
     bytes_after: int
+    warnings: tuple[str, ...]
 
 
 def compact_index(directory: Path) -> CompactReport:
@@ -55,7 +59,7 @@ def compact_index(directory: Path) -> CompactReport:
             with VectorReader(store.directory, store.vector_file, store.layout, store.n_rows) as vectors:
                 rewrite_vectors(store, live_rows(vectors, store.blocks(), store.live_slots()))
         store.give_back_pages(_VACUUM_PAGES)
-        bring_generation_up_to_date(store, asked)
+        warnings = bring_generation_up_to_date(store, asked)
         counts = store.counts()
     return CompactReport(
         documents=counts["documents"],
@@ -63,6 +67,7 @@ def compact_index(directory: Path) -> CompactReport:
         dropped=dropped,
         bytes_before=bytes_before,
         bytes_after=directory_bytes(directory),
+        warnings=tuple(warnings),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from indexer.documents import as_id
 from indexer.errors import UsageError
 from indexer.filters import compile_filter, parse_filter
 from indexer.lock import writer_lock
@@ -26,7 +27,7 @@ class DeleteReport:
 
 
 def delete_documents(
-    directory: Path, ids: Sequence[str], where: str | Mapping[str, object] | None = None
+    directory: Path, ids: Sequence[str | int], where: str | Mapping[str, object] | None = None
 ) -> DeleteReport:
     """Delete documents by id, and those that meet a filter; `Index.delete` says more."""
     if isinstance(ids, str):
@@ -38,7 +39,7 @@ def delete_documents(
             condition = compile_filter(parse_filter(where), reader.snapshot().fields)
             rows = reader.matching_rows(condition)
         with closing(Store.open(directory)) as store:
-            wanted = list(dict.fromkeys(ids))
+            wanted = list(dict.fromkeys(map(as_id, ids)))
             known = store.row_ids(wanted)
             rows = np.union1d(rows, np.asarray(known, np.int64))
             store.delete(rows)

@@ -1,4 +1,4 @@
-"""Document and Passage: what is indexed. Stdlib only."""
+"""Document: what is indexed. Stdlib only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TypeAlias
+
+from indexer.errors import UsageError
 
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 Metadata: TypeAlias = Mapping[str, JsonValue]
@@ -48,15 +50,16 @@ class Document:
         return blake2b(f"{self.text}\0{CANONICAL_JSON.encode(self.metadata)}".encode(), digest_size=16).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """What one vector stands for: characters [start, end) of a document, with its tokens before truncation."""
+def as_id(value: object) -> str:
+    """Return an id that a caller gave as a corpus gives it: integers are their digits.
 
-    text: str
-    start: int
-    end: int
-    n_tokens: int
-    n_tokens_lost: int
+    Raises:
+        UsageError: it is neither a text nor an integer.
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        msg = f"the id {value!r:.60} is a {type(value).__name__}; ids are texts, or integers as a corpus may have them"
+        raise UsageError(msg)
+    return str(value)
 
 
 def is_storable(id_: str) -> bool:

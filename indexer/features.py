@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ class HiddenState:
         max_length: tokens after which a text is cut, with the special ones; the default is the model's own.
         doc_prompt: put before every text.
         dtype: auto, float32, float16 or bfloat16: what the model computes in; auto is within 1e-3 of float32.
-        device: e.g. cuda:0 or cpu; the default is the first GPU, else the CPU.
+        device: e.g. cuda:0, cuda:0,cuda:1 or cpu; the default is every GPU, else the CPU.
         batch_tokens: tokens of one forward pass, with padding.
 
     Raises:
@@ -73,6 +74,12 @@ class HiddenState:
         )
         self._encoder: BulkEncoder | None = None
 
+    def close(self) -> None:
+        """End the threads of the encoder, and give torch back those of the process; the next batch starts anew."""
+        if self._encoder is not None:
+            self._encoder.close()
+            self._encoder = None
+
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_encoder": None}
 
@@ -95,6 +102,7 @@ class HiddenState:
             from indexer.encoder.bulk import BulkEncoder
 
             self._encoder = BulkEncoder.load(self._options)
+            weakref.finalize(self, self._encoder.close)
             for warning in self._encoder.warnings:
                 logger.warning("%s", warning)
         return {self.column: self._encoder.encode(texts, normalize=self._normalize)}

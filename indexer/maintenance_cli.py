@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from indexer.cli import DeviceOption, DirectoryArgument, JsonOption, app, print_json
-from indexer.console import say
+from indexer.cli import DeviceOption, DirectoryArgument, JsonOption, ModelOption, app, print_json
+from indexer.console import say, stop_on_terminate
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        say(f"warning: {warning}")
 
 
 @app.command()
@@ -17,7 +23,9 @@ def compact(directory: DirectoryArgument, json: JsonOption = False) -> None:
     """Give back the space of deleted and replaced documents; readers go on meanwhile."""
     from indexer.compact import compact_index
 
-    report = compact_index(directory)
+    with stop_on_terminate():
+        report = compact_index(directory)
+    _warn(report.warnings)
     if json:
         print_json(asdict(report))
     else:
@@ -37,7 +45,8 @@ def backup(
     """Copy an index as it is at one commit, also while it is written, and check every byte of the copy."""
     from indexer.backup import backup_index
 
-    report = backup_index(directory, target)
+    with stop_on_terminate():
+        report = backup_index(directory, target)
     if json:
         print_json(asdict(report))
     else:
@@ -52,13 +61,16 @@ def repair(
         bool,
         typer.Option("--encode-damaged", help="Encode the texts of damaged vectors again, as the index prescribes."),
     ] = False,
+    model: ModelOption = None,
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Mend what is derived, and name what cannot be mended; what is left gives exit code 1."""
     from indexer.repair import repair_index
 
-    report = repair_index(directory, encode_damaged=encode_damaged, device=device)
+    with stop_on_terminate():
+        report = repair_index(directory, encode_damaged=encode_damaged, model=model, device=device)
+    _warn(report.warnings)
     if json:
         print_json(report.to_json())
     else:
@@ -74,9 +86,9 @@ def import_(directory: DirectoryArgument, json: JsonOption = False) -> None:
     """Check an index directory from elsewhere to the last byte; its FAISS files are removed unread and built anew."""
     from indexer.importing import import_index
 
-    report = import_index(directory)
-    for warning in report.warnings:
-        say(f"warning: {warning}")
+    with stop_on_terminate():
+        report = import_index(directory)
+    _warn(report.warnings)
     if json:
         print_json(asdict(report))
     else:

@@ -51,7 +51,7 @@ def find_damage(store: Store) -> Damage | None:
     return Damage(reason, damaged) if reason else None
 
 
-def mend_vectors(store: Store, damage: Damage, load_encoder: TextEncoderLoader, device: str | None) -> None:
+def mend_vectors(store: Store, damage: Damage, load_encoder: TextEncoderLoader, options: EncoderOptions) -> None:
     """Let the index name a new vector file: sound rows are copied, those of damaged blocks encoded from their texts.
 
     All of it is one commit, and every passage keeps its place in the order.
@@ -60,7 +60,7 @@ def mend_vectors(store: Store, damage: Damage, load_encoder: TextEncoderLoader, 
         store: opened without its vectors.
         damage: as `find_damage` gives it.
         load_encoder: makes the encoder; it is called only when a live passage lost its vector.
-        device: where to encode.
+        options: where the model is, and where to encode.
 
     Raises:
         EncoderError: the model no longer gives the vectors that it gave; nothing was changed.
@@ -68,7 +68,7 @@ def mend_vectors(store: Store, damage: Damage, load_encoder: TextEncoderLoader, 
     encoder: TextEncoder | None = None
     if damage.n_live:
         contract = Contract.from_json(store.setting("contract"))
-        encoder = load_encoder(EncoderOptions(device=device), contract=contract)
+        encoder = load_encoder(options, contract=contract)
         check_canaries(store.canaries(), encoder)
     rewrite_vectors(store, _rows(store, damage, encoder))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from indexer.ann.engine import require_faiss
 from indexer.ann.generation import Generation
 from indexer.build import TextEncoderLoader, load_bulk_encoder
+from indexer.config import EncoderOptions
 from indexer.database import check_place, connect_writer, stored_json, transaction, translated
 from indexer.documents import JsonValue
 from indexer.errors import IndexCorruptError, IndexNotFoundError, StorageError
@@ -29,10 +30,11 @@ _BATCH = 1_000
 
 @dataclass(slots=True)
 class RepairReport:
-    """What was mended, and what is left, one line each."""
+    """What was mended, what is left, and what the user should know, one line each."""
 
     mended: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return the reply of `index repair --json`."""
@@ -43,6 +45,7 @@ def repair_index(
     directory: Path,
     *,
     encode_damaged: bool = False,
+    model: str | None = None,
     device: str | None = None,
     load_encoder: TextEncoderLoader | None = None,
 ) -> RepairReport:
@@ -51,6 +54,7 @@ def repair_index(
     Args:
         directory: of the index.
         encode_damaged: encode the texts of damaged vectors again, as the index prescribes.
+        model: another place of the same weights.
         device: where to encode.
         load_encoder: makes the encoder; the default loads the model with torch.
 
@@ -68,7 +72,8 @@ def repair_index(
     with writer_lock(directory):
         try:
             _mend_database(path, report)
-            if _mend_vectors(directory, report, load_encoder or load_bulk_encoder, encode_damaged, device):
+            options = EncoderOptions(model=model, device=device)
+            if _mend_vectors(directory, report, load_encoder or load_bulk_encoder, encode_damaged, options):
                 _mend_generations(directory, report, device)
         except (IndexCorruptError, StorageError) as error:
             report.left.append(str(error))
@@ -84,7 +89,11 @@ def _without_advice(lines: list[str], directory: Path) -> list[str]:
 
 
 def _mend_vectors(
-    directory: Path, report: RepairReport, load_encoder: TextEncoderLoader, encode_damaged: bool, device: str | None
+    directory: Path,
+    report: RepairReport,
+    load_encoder: TextEncoderLoader,
+    encode_damaged: bool,
+    options: EncoderOptions,
 ) -> bool:
     """Mend the vector file if it is allowed to, and tell whether it is sound now."""
     with closing(Store.open(directory, without_vectors=True)) as store:
@@ -97,7 +106,7 @@ def _mend_vectors(
                 f"index repair {directory} --encode-damaged encodes them again"
             )
             return False
-        mend_vectors(store, damage, load_encoder, device)
+        mend_vectors(store, damage, load_encoder, options)
         report.mended.append(f"{damage.reason}: written anew, {damage.n_live:,} passages encoded again")
         return True
 
@@ -115,7 +124,7 @@ def _mend_generations(directory: Path, report: RepairReport, device: str | None)
                 bad.append(row.name)
         store.drop_generations(bad)
         had = {row.name for row in store.generations()}
-        bring_generation_up_to_date(store, asked, device=device)
+        report.warnings += bring_generation_up_to_date(store, asked, device=device)
         if new := {row.name for row in store.generations()} - had:
             report.mended.append(f"{directory / new.pop()}: the FAISS file was built again")
 

@@ -20,7 +20,7 @@ from indexer.config import VectorDtype
 from indexer.database import CommitError, Meta, check_format, connect_writer, transaction, translated
 from indexer.documents import Document, JsonValue
 from indexer.errors import IndexCorruptError, IndexerError, StorageError
-from indexer.files import DATABASE, discard, is_own_name, mend, open_regular, storage_errors, sync_directory
+from indexer.files import DATABASE, discard, is_own_name, open_regular, storage_errors, sync_directory
 from indexer.generations import GenerationRow, insert_generation, keep_asked
 from indexer.holdings import Holdings
 from indexer.metadata import MetadataTable, create_indexes, selective_columns
@@ -398,6 +398,3 @@ class Store(Holdings):
         for path in sorted(self.directory.iterdir()):
             if is_own_name(path.name) and path.name not in named:
                 discard(path)
-        if missing := sorted(name for name in named if not (self.directory / name).exists() and name[:3] == "vec"):
-            msg = f"{self.directory}: the file {missing[0]} is missing; {mend(self.directory)}"
-            raise IndexCorruptError(msg)

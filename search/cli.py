@@ -11,13 +11,10 @@ from typing import Annotated
 import typer
 
 import indexer.maintenance_cli  # noqa: F401 - adds its commands to the app
-from indexer.cli import DirectoryArgument, JsonOption, app, print_json
+from indexer.cli import DirectoryArgument, JsonOption, ModelOption, app, print_json
 from indexer.errors import IndexerError, UsageError
 from search.formats import Format
 
-ModelOption = Annotated[
-    str | None, typer.Option("--model", "-m", help="Another place of the same weights. Default: the index's own.")
-]
 DownloadOption = Annotated[bool, typer.Option("--allow-download", help="Let the model be fetched from the hub.")]
 
 

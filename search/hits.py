@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import overload
 
 from indexer.documents import JsonValue
 
@@ -43,34 +42,16 @@ class Hit:
         return row
 
 
-class Hits(Sequence[Hit]):
-    """The hits of one query, nearest first, at most k.
+class Hits(list[Hit]):
+    """The hits of one query, nearest first, at most k: a list.
 
     `plan` says in words how they were found, `exact` whether they are certainly the nearest.
     """
 
-    def __init__(self, hits: Sequence[Hit], *, plan: str, exact: bool) -> None:
-        self._hits = tuple(hits)
+    def __init__(self, hits: Iterable[Hit], *, plan: str, exact: bool) -> None:
+        super().__init__(hits)
         self.plan = plan
         self.exact = exact
-
-    @overload
-    def __getitem__(self, index: int) -> Hit: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Hit]: ...
-    def __getitem__(self, index: int | slice) -> Hit | Sequence[Hit]:
-        return self._hits[index]
-
-    def __len__(self) -> int:
-        return len(self._hits)
-
-    def __iter__(self) -> Iterator[Hit]:
-        return iter(self._hits)
-
-    def __eq__(self, other: object) -> bool:
-        return self._hits == (other._hits if isinstance(other, Hits) else other)
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         lines = [f"{len(self)} hits ({self.plan})"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.documents import as_id
 from indexer.encoder.contract import Contract
 from indexer.encoder.query import QueryEncoder, open_query_encoder
 from indexer.errors import IndexCorruptError, UsageError
@@ -213,7 +214,7 @@ class Searcher:
 
     def more_like(
         self,
-        id_: str,
+        id_: str | int,
         k: int = 10,
         *,
         where: Where | None = None,
@@ -228,6 +229,7 @@ class Searcher:
         Raises:
             UsageError: the index does not have the id.
         """
+        id_ = as_id(id_)
         with self._lock:
             with self._newest() as view:  # slots and vectors of one commit
                 slots = self._reader.document_slots(id_)
@@ -246,11 +248,11 @@ class Searcher:
             compile_filter(wanted, fields)  # refuses fields that no document has
             return {name: sorted(fields[name].types) for name in sorted(fields_of(wanted))}
 
-    def known_ids(self, ids: Iterable[str], where: Where | None = None) -> set[str]:
+    def known_ids(self, ids: Iterable[str | int], where: Where | None = None) -> set[str]:
         """Return those ids that the index has, with a filter those whose document meets it."""
         with self._newest() as view:
             condition = None if where is None else compile_filter(parse_filter(where), view.snapshot.fields)
-            return self._reader.known_ids(sorted(ids), condition)
+            return self._reader.known_ids(sorted(map(as_id, ids)), condition)
 
     @contextmanager
     def _newest(self) -> Iterator[View]:

@@ -195,6 +195,15 @@ def test_a_refused_prune_has_read_the_source_to_its_end_all_the_same(tmp_path: P
     assert is_complete(out)
 
 
+def test_a_refused_prune_leaves_an_index_that_is_up_to_date(tmp_path: Path) -> None:
+    out, one = tmp_path / "index", tmp_path / "one.jsonl"
+    build(out, write(one, records(10)))
+    sql(out, "DELETE FROM generations")
+    with pytest.raises(UsageError):
+        build(out, write(one, records(4)), prune=True)
+    assert sql(out, "SELECT n_slots FROM generations") == [(10,)]
+
+
 def test_nothing_is_pruned_after_an_error_or_a_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, one = tmp_path / "index", tmp_path / "one.jsonl"
     build(out, write(one, records(4)))

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
@@ -76,13 +77,6 @@ def one_line(stderr: str) -> str:
 def ids(done: subprocess.CompletedProcess[str]) -> list[str]:
     assert done.returncode == 0, done.stderr
     return [json.loads(line)["id"] for line in done.stdout.splitlines()]
-
-
-def test_help_of_every_command_names_its_options(run: Run) -> None:
-    for command in ("build", "add", "delete", "info", "verify", "query", "eval"):
-        done = run(command, "--help")
-        assert done.returncode == 0
-        assert "--" in done.stdout
 
 
 def test_help_loads_no_heavy_library() -> None:
@@ -230,6 +224,25 @@ def test_a_source_that_is_missing_exits_4_and_makes_no_directory(run: Run, tmp_p
     assert done.returncode == 4
     assert "none.jsonl" in one_line(done.stderr)
     assert not (tmp_path / "x").exists()
+
+
+def test_documents_are_added_with_a_model_that_has_moved(
+    run: Run, corpus: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    model, out, more = tmp_path / "model", tmp_path / "my.index", tmp_path / "more.jsonl"
+    copytree(tiny_bert, model)
+    more.write_text('{"id": "z", "text": "a boat on the river"}\n', encoding="utf-8")
+    assert run("build", corpus, "--out", out, "--model", model).returncode == 0
+    model.rename(tmp_path / "moved")
+    assert f"model {model} cannot be had" in run("add", out, more).stderr
+    assert run("add", out, more, "--model", tmp_path / "moved").returncode == 0
+    assert ids(run("query", out, "a boat on the river", "-k", 1, "--model", tmp_path / "moved")) == ["z"]
+    vectors = next(out.glob("vectors-*"))
+    with vectors.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    assert run("repair", out, "--encode-damaged").returncode == 1
+    assert run("repair", out, "--encode-damaged", "--model", tmp_path / "moved").returncode == 0
 
 
 def test_a_model_that_cannot_be_had_fails_soon_and_makes_no_directory(run: Run, corpus: Path, tmp_path: Path) -> None:

@@ -58,6 +58,24 @@ def test_an_id_that_could_not_be_in_an_index_is_unknown(index: Path) -> None:
     assert (report.deleted, report.unknown) == (0, 5)
 
 
+def test_an_id_that_was_an_integer_in_the_corpus_may_be_given_as_one(tmp_path: Path) -> None:
+    build(tmp_path, [{"id": n, "text": f"text {n}"} for n in range(5)])
+    report = Index(tmp_path).delete([3, "4", 4, 17])
+    assert (report.deleted, report.unknown, report.documents) == (2, 1, 3)
+    with searching(tmp_path) as searcher:
+        assert {hit.id for hit in searcher.more_like(1)} == {"0", "2"}
+        assert searcher.known_ids([0, "1", 3]) == {"0", "1"}
+
+
+@pytest.mark.parametrize("id_", [None, 1.0, True, b"d1", ["d1"]])
+def test_what_is_no_id_is_refused_and_nothing_is_deleted(id_: Any, index: Path) -> None:
+    with pytest.raises(UsageError, match="ids are texts"):
+        Index(index).delete(["d1", id_])
+    with searching(index) as searcher, pytest.raises(UsageError, match="ids are texts"):
+        searcher.more_like(id_)
+    assert sql(index, "SELECT count(*) FROM documents") == [(10,)]
+
+
 def test_one_text_is_not_taken_for_the_ids_of_its_characters(index: Path) -> None:
     with pytest.raises(UsageError, match="ids is one text, 'd1'; give a list of ids"):
         Index(index).delete("d1")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
+import torch
 from datasets.fingerprint import Hasher
 
 from indexer import HiddenState
@@ -40,6 +43,11 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(BulkEncoder, "load", counted)
     return names
+
+
+def threads_of_a_new_thread() -> int:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
 
 
 def column(mapped: datasets.Dataset, name: str = "hidden_state") -> np.ndarray:
@@ -146,6 +154,20 @@ def test_a_batch_without_texts_is_refused_before_a_model_is_loaded(batch: Any, p
 def test_an_unknown_pooling_is_refused_when_the_recipe_is_made() -> None:
     with pytest.raises(UsageError, match="choose cls, mean, last, auto"):
         HiddenState("no/model", pooling="max")
+
+
+def test_torch_has_its_threads_again_once_the_recipe_is_closed_or_gone(tiny_bert: Path) -> None:
+    before = threads_of_a_new_thread()
+    with_close, forgotten = HiddenState(str(tiny_bert)), HiddenState(str(tiny_bert))
+    with_close({"text": TEXTS[:2]})
+    with_close.close()
+    assert threads_of_a_new_thread() == before
+    assert with_close({"text": TEXTS[:2]})["hidden_state"].shape[0] == 2
+    with_close.close()
+    forgotten({"text": TEXTS[:2]})
+    del forgotten
+    gc.collect()
+    assert threads_of_a_new_thread() == before
 
 
 def test_importing_the_name_loads_no_heavy_library() -> None:

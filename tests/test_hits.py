@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 
@@ -20,14 +21,15 @@ def hits() -> Hits:
     return Hits(HITS, plan="exact: compared with 3 <passages>", exact=True)
 
 
-def test_hits_are_a_sequence(hits: Hits) -> None:
+def test_hits_are_a_list(hits: Hits) -> None:
+    assert isinstance(hits, list)
     assert len(hits) == 3
-    assert list(hits) == [*hits] == HITS
+    assert hits == list(hits) == [*hits] == HITS
     assert hits[0] is HITS[0]
     assert hits[-1].id == "c"
     assert [hit.id for hit in hits[1:]] == ["<i>", "c"]
     assert HITS[1] in hits
-    assert not Hits([], plan="", exact=True)
+    assert Hits([], plan="", exact=True) == []
     with pytest.raises(IndexError):
         hits[3]
 
@@ -37,6 +39,11 @@ def test_hits_with_the_same_hits_are_equal_whatever_their_plan(hits: Hits) -> No
     assert hits != Hits(HITS[:2], plan=hits.plan, exact=True)
     with pytest.raises(TypeError):
         hash(hits)
+
+
+def test_hits_come_back_from_another_process(hits: Hits) -> None:
+    there = pickle.loads(pickle.dumps(hits))
+    assert (there, there.plan, there.exact) == (hits, hits.plan, hits.exact)
 
 
 def test_a_hit_as_json_has_the_documented_keys_and_types() -> None:

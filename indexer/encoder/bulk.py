@@ -106,11 +106,6 @@ class BulkEncoder:
             warnings=warnings,
         )
 
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return self.contract.dim
-
     def close(self) -> None:
         """Drop what is queued and end the threads."""
         self._pipeline.close()

@@ -21,10 +21,6 @@ from indexer.errors import NonFiniteVectorError
 class QueryEncoder(Protocol):
     """Turns queries into vectors of the same space as an index's documents."""
 
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return (q, d) float32 of unit length, in order."""
 
@@ -66,11 +62,6 @@ class NumpyQueryEncoder:
         self._contract = contract
         self._tokenizer = tokenizer
         self._model = model
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return self._contract.dim
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Encode queries in order, with the prompt and the maximum length of the contract.
