@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from indexer.ann.kinds import AnnOptions
@@ -14,13 +15,16 @@ from indexer.config import Dtype, EncoderOptions, IfExists, OnError, Pooling, Re
 from indexer.corpus import Source
 from indexer.delete import DeleteReport, delete_documents
 from indexer.documents import JsonValue
+from indexer.filters import Where
 from indexer.importing import ImportReport, import_index
 from indexer.info import describe
-from indexer.progress import BuildReport, OnProgress, tell_nobody
+from indexer.progress import BuildReport, OnProgress, Progress, tell_nobody
 from indexer.repair import RepairReport, repair_index
 from indexer.snapshot import SnapshotReader
 from indexer.upkeep import RebuildReport, rebuild_generation, tune_generation
 from indexer.verify import verify_index
+
+logger = logging.getLogger(__name__)
 
 
 def build_index(
@@ -44,11 +48,12 @@ def build_index(
     columns: Sequence[str] | None = None,
     kind: str | None = None,
     target_recall: float | None = None,
-    max_index_memory: int | None = None,
+    max_index_memory: int | str | None = None,
     index_field: str | Sequence[str] = (),
     on_error: str | OnError = OnError.STOP,
     max_errors: int | None = None,
     if_exists: str | IfExists = IfExists.UPSERT,
+    source_name: str | None = None,
     prune: bool = False,
     yes: bool = False,
     on_progress: OnProgress | None = None,
@@ -80,15 +85,18 @@ def build_index(
         columns: names of the columns of CSV or TSV without a header.
         kind: auto (the default), flat, ivf, hnsw, cagra, or a FAISS factory string, e.g. `IVF256,PQ32`.
         target_recall: recall@10 that the search parameters are tuned for, 0.95 by default.
-        max_index_memory: bytes that the FAISS index may take; auto and ivf choose smaller codes to stay below.
+        max_index_memory: what the FAISS index may take, in bytes or as text, e.g. 4G; auto and ivf choose smaller codes
+            to stay below.
         index_field: metadata field or fields to give an SQL index, for filters that few documents meet.
         on_error: stop raises on the first record that cannot be used, skip lists it in `rejects.jsonl`.
         max_errors: with skip, how many may be rejected before the build stops.
         if_exists: upsert, skip or error: what becomes of a record whose id is there with other content.
-        prune: drop documents of these sources that the sources no longer have. Iterables and data sets are one source,
-            and so is what came from stdin: prune with the whole of it.
+        source_name: what the documents are recorded to come from; the default is the absolute path of a file or
+            directory, the name of a data set of the hub, `-`, or for all iterables and data sets "python".
+        prune: drop documents that were recorded to come from these sources, by name, and are there no longer.
         yes: let `prune` drop more than half of a source.
-        on_progress: called after each commit.
+        on_progress: called after each commit; without it, warnings such as another pooling than the model declares are
+            logged.
 
     Returns:
         Counts, seconds and bytes.
@@ -116,15 +124,21 @@ def build_index(
         ),
         read=_read_options(text_field, id_field, columns),
         vector_dtype=None if vector_dtype is None else choice(VectorDtype, vector_dtype, "vector-dtype"),
-        ann=AnnOptions(kind=kind, target_recall=target_recall, max_memory_bytes=max_index_memory),
+        ann=AnnOptions.of(kind, target_recall, max_index_memory),
         index_fields=(index_field,) if isinstance(index_field, str) else tuple(index_field),
         on_error=choice(OnError, on_error, "on-error"),
         max_errors=max_errors,
         if_exists=choice(IfExists, if_exists, "if-exists"),
+        source_name=source_name,
         prune=prune,
         prune_most=yes,
     )
-    return run_build(_as_sources(source), Path(out), options, on_progress=on_progress)
+    return run_build(_as_sources(source), Path(out), options, on_progress=on_progress or _log_warnings)
+
+
+def _log_warnings(progress: Progress) -> None:
+    for warning in progress.warnings:
+        logger.warning("%s", warning)
 
 
 def _read_options(
@@ -171,6 +185,7 @@ class Index:
         on_error: str | OnError = OnError.STOP,
         max_errors: int | None = None,
         if_exists: str | IfExists = IfExists.UPSERT,
+        source_name: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> BuildReport:
         """Add or update documents by id; arguments and errors are those of `build_index`.
@@ -183,11 +198,12 @@ class Index:
             on_error=choice(OnError, on_error, "on-error"),
             max_errors=max_errors,
             if_exists=choice(IfExists, if_exists, "if-exists"),
+            source_name=source_name,
             adds=True,
         )
-        return run_build(_as_sources(source), self.directory, options, on_progress=on_progress)
+        return run_build(_as_sources(source), self.directory, options, on_progress=on_progress or _log_warnings)
 
-    def delete(self, ids: Sequence[str | int] = (), *, where: str | Mapping[str, object] | None = None) -> DeleteReport:
+    def delete(self, ids: Sequence[str | int] = (), *, where: Where | None = None) -> DeleteReport:
         """Delete documents by id, and those that meet a filter; their bytes stay until the index is compacted.
 
         Many are deleted in several commits, oldest first: call it again when it was cut off.
@@ -269,7 +285,7 @@ class Index:
         *,
         kind: str | None = None,
         target_recall: float | None = None,
-        max_index_memory: int | None = None,
+        max_index_memory: int | str | None = None,
         device: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> RebuildReport:
@@ -278,7 +294,7 @@ class Index:
         Args:
             kind: auto, flat, ivf, hnsw, cagra, or a FAISS factory string; the default is what was asked for before.
             target_recall: recall@10 in (0, 1] that an approximate index is tuned for.
-            max_index_memory: bytes that the index may take.
+            max_index_memory: what the index may take, in bytes or as text, e.g. 4G.
             device: whose GPU FAISS may use, e.g. cuda:1 or cpu; the default is the first GPU, if FAISS can use one.
             on_progress: told after each step.
 
@@ -288,7 +304,7 @@ class Index:
             StorageError: the file system refused; the index keeps what it had.
             UsageError: the index is empty, or FAISS cannot make what is asked for.
         """
-        asked = AnnOptions(kind=kind, target_recall=target_recall, max_memory_bytes=max_index_memory)
+        asked = AnnOptions.of(kind, target_recall, max_index_memory)
         return RebuildReport.of(*rebuild_generation(self.directory, asked, on_progress or tell_nobody, device))
 
     def tune(self, *, target_recall: float | None = None, on_progress: OnProgress | None = None) -> Tuning:

@@ -18,7 +18,7 @@ from indexer.ann.engine import require_faiss
 from indexer.ann.kinds import AnnOptions
 from indexer.config import EncoderOptions, IfExists, OnError, ReadOptions, VectorDtype
 from indexer.corpus import Source, check_sources, read_corpus, source_name
-from indexer.documents import Document, Place
+from indexer.documents import Document, Place, is_storable
 from indexer.encoder.contract import CANARY_TEXTS, Contract
 from indexer.errors import ContractError, CorpusError, EncoderError, IndexNotFoundError, UsageError
 from indexer.files import DATABASE, LOCK, directory_bytes, is_own_name, make_directory, storage_errors
@@ -37,8 +37,10 @@ CANARY_COSINE = 0.999
 class BuildOptions:
     """How a build goes about its work; None leaves a value to the index, then to the default.
 
-    `max_errors` counts rejected records, with `on_error` skip; None is no limit. `prune_most` lets `prune` drop more
-    than half of a source. `adds` is for sources that add to an index that exists; they may be read in their own way.
+    `max_errors` counts rejected records, with `on_error` skip; None is no limit. `source_name` is what documents are
+    recorded to come from, for `prune`; the default is the path, or what else the source is given as. `prune_most` lets
+    `prune` drop more than half of a source. `adds` is for sources that add to an index that exists; they may be read in
+    their own way.
     """
 
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
@@ -49,9 +51,19 @@ class BuildOptions:
     on_error: OnError = OnError.STOP
     max_errors: int | None = None
     if_exists: IfExists = IfExists.UPSERT
+    source_name: str | None = None
     prune: bool = False
     prune_most: bool = False
     adds: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.max_errors is not None and self.max_errors < 0:
+            msg = f"--max-errors is {self.max_errors}; it must be at least 0"
+            raise UsageError(msg)
+        if self.source_name is not None and not (self.source_name.strip() and is_storable(self.source_name)):
+            msg = f"--source-name is {self.source_name!r:.60}; give a name that can be read"
+            raise UsageError(msg)
 
 
 class TextEncoderLoader(Protocol):
@@ -88,6 +100,9 @@ def run_build(
     if recorded is None:
         _check_target(directory)
     read = _settle(options, recorded)
+    if recorded is not None:
+        with writer_lock(directory):  # says at once that another writer is at work, not after the model is loaded
+            pass
     tell(Progress(phase=Phase.LOAD))
     with watch.stage("load"):
         encoder = (load_encoder or load_bulk_encoder)(options.encoder, contract=recorded.contract if recorded else None)
@@ -278,6 +293,8 @@ class _Run:
         self._report = report
         self._watch = watch
         self._tell = tell
+        self._rejected_in: set[str] = set()
+        self._emptied: dict[str, Place] = {}
         self.n_documents = 0
         skips = options.on_error is OnError.SKIP
         self._ingest = Ingest(
@@ -302,8 +319,11 @@ class _Run:
             self._store.set_complete(False)
         try:
             for number, (source, documents) in enumerate(zip(sources, streams, strict=True)):
+                name, n_rejected = self._name(source), self._report.rejected
                 with closing(documents):
-                    self._take_all(documents, source_name(source), (number / len(sources), 1 / len(sources)))
+                    self._take_all(documents, name, (number / len(sources), 1 / len(sources)))
+                if self._report.rejected > n_rejected:
+                    self._rejected_in.add(name)
         except CorpusError:
             self._ingest.drain()  # what was read before stands
             raise
@@ -311,15 +331,15 @@ class _Run:
             self._store.set_complete(True)
 
     def prune(self, sources: Sequence[Source]) -> str:
-        """Drop what the sources had before this run and have no longer, if they were read to the end without an error.
+        """Drop what the sources had before this run and have no longer; those with rejected records are left alone.
 
         Returns:
             Why it is refused for one of them, and those after it; empty when it is not.
         """
-        if self._report.rejected:
-            self._report.warnings.append(f"nothing was pruned, because {self._report.rejected} records were rejected")
-            return ""
-        for name in map(source_name, sources):
+        for name in dict.fromkeys(map(self._name, sources)):
+            if name in self._rejected_in:
+                self._report.warnings.append(f"nothing was pruned of {name}, because records of it were rejected")
+                continue
             rows = self._store.rows_of_source(name)
             gone = self._ingest.unseen_rows(rows)
             if len(gone) > len(rows) / 2 and not self._options.prune_most:
@@ -339,6 +359,7 @@ class _Run:
             if len(window) < COMMIT_TEXTS:  # a source that is slow, or at its end
                 self._ingest.drain()
         self._ingest.drain()
+        self._take_emptied()
 
     def _next_window(self, documents: Iterator[Document]) -> list[Document]:
         window: list[Document] = []
@@ -368,8 +389,19 @@ class _Run:
 
         return on_commit
 
-    def _on_skip(self, _place: Place, reason: str) -> None:
+    def _name(self, source: Source) -> str:
+        return self._options.source_name or source_name(source)
+
+    def _on_skip(self, place: Place, reason: str, id_: str | None) -> None:
         self._report.skipped[reason] += 1
+        if id_ is not None:
+            self._emptied[id_] = place
+            if len(self._emptied) >= COMMIT_TEXTS:
+                self._take_emptied()
+
+    def _take_emptied(self) -> None:
+        emptied, self._emptied = self._emptied, {}
+        self._ingest.take_emptied(emptied)
 
     def _on_reject(self, error: CorpusError) -> None:
         self._report.rejected += 1

@@ -10,9 +10,10 @@ from indexer.documents import Document
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A document that the index has: its row, its content hash, and whether its text is the one asked about."""
+    """A document that the index has: row, source, content hash, and whether its text is the one asked about."""
 
     row_id: int
+    source: int
     content_hash: bytes
     same_text: bool
 

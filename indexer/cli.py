@@ -33,9 +33,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"auto_envvar_prefix": "INDEX", "help_option_names": ["-h", "--help"]},
-    help="Semantic search over your texts: [CLS] vectors in FAISS, texts and metadata in SQLite.",
     epilog="Options can also be set as INDEX_<COMMAND>_<OPTION>, e.g. INDEX_BUILD_MODEL. --debug shows tracebacks.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("clsindex"))
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, show_envvar=False, help="Print the version."),
+    ] = False,
+) -> None:
+    """Semantic search over your texts: [CLS] vectors in FAISS, texts and metadata in SQLite."""
+
 
 SourceArgument = Annotated[
     list[str], typer.Argument(metavar="SOURCE", help="File, directory, hf:NAME, sqlite:FILE?sql=..., or - (stdin).")
@@ -45,6 +63,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the reply as JSO
 TextFieldOption = Annotated[
     list[str] | None,
     typer.Option("--text-field", help="Field that makes the text; repeat it to join several. Default: text."),
+]
+AddedTextFieldOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text-field", help="Field that makes the text; repeat it to join several. Default: the index's own."
+    ),
+]
+AddedIdFieldOption = Annotated[
+    str | None, typer.Option("--id-field", help="Field that is the id. Default: the index's own.")
 ]
 IdFieldOption = Annotated[
     str | None,
@@ -66,6 +93,10 @@ KindOption = Annotated[
 TargetRecallOption = Annotated[float | None, typer.Option(help="recall@10 that searches are tuned for. Default: 0.95.")]
 MaxIndexMemoryOption = Annotated[
     str | None, typer.Option(metavar="SIZE", help="What the FAISS index may take, e.g. 4G. Default: no limit.")
+]
+SourceNameOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="What the documents are recorded to come from, for --prune. Default: its path."),
 ]
 IfExistsOption = Annotated[IfExists, typer.Option(help="A record whose id is there with other content.")]
 
@@ -110,11 +141,15 @@ def build(
     on_error: OnErrorOption = OnError.STOP,
     max_errors: MaxErrorsOption = None,
     if_exists: IfExistsOption = IfExists.UPSERT,
-    prune: Annotated[bool, typer.Option("--prune", help="Drop documents that left their source.")] = False,
+    source_name: SourceNameOption = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Drop documents that left their source, as told by its path or name.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Let --prune drop more than half of a source.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Build an index; run it again to resume it, or to bring it up to date."""
+    from indexer.ann.kinds import AnnOptions
     from indexer.build import BuildOptions
     from indexer.config import EncoderOptions
 
@@ -134,11 +169,12 @@ def build(
         ),
         read=_read_options(text_field, id_field, columns),
         vector_dtype=vector_dtype,
-        ann=_ann_options(kind, target_recall, max_index_memory),
+        ann=AnnOptions.of(kind, target_recall, max_index_memory),
         index_fields=tuple(index_field or ()),
         on_error=on_error,
         max_errors=max_errors,
         if_exists=if_exists,
+        source_name=source_name,
         prune=prune,
         prune_most=yes,
     )
@@ -149,14 +185,15 @@ def build(
 def add(
     directory: DirectoryArgument,
     source: SourceArgument,
-    text_field: TextFieldOption = None,
-    id_field: IdFieldOption = None,
+    text_field: AddedTextFieldOption = None,
+    id_field: AddedIdFieldOption = None,
     columns: ColumnsOption = None,
     model: ModelOption = None,
     device: DeviceOption = None,
     on_error: OnErrorOption = OnError.STOP,
     max_errors: MaxErrorsOption = None,
     if_exists: IfExistsOption = IfExists.UPSERT,
+    source_name: SourceNameOption = None,
     json: JsonOption = False,
 ) -> None:
     """Add or update documents by id."""
@@ -169,6 +206,7 @@ def add(
         on_error=on_error,
         max_errors=max_errors,
         if_exists=if_exists,
+        source_name=source_name,
         adds=True,
     )
     _run(source, directory, options, json)
@@ -178,7 +216,10 @@ def add(
 def delete(
     directory: DirectoryArgument,
     ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of documents.")] = None,
-    where: Annotated[str | None, typer.Option(help="Delete what meets this filter: JSON, or field=value.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Delete, beside the IDs, what meets this filter: JSON, or field=value; of several, all."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Delete documents by id or by filter; unknown ids are counted."""
@@ -188,11 +229,11 @@ def delete(
     from indexer.delete import delete_documents
     from indexer.errors import UsageError
 
-    if not ids and where is None:
+    if not ids and not where:
         msg = "nothing to delete: give ids or --where"
         raise UsageError(msg)
     with stop_on_terminate():
-        report = delete_documents(directory, ids or [], where)
+        report = delete_documents(directory, ids or [], where or None)
     if json:
         print_json(asdict(report))
     else:
@@ -224,11 +265,12 @@ def rebuild(
     json: JsonOption = False,
 ) -> None:
     """Make another FAISS index of the vectors that are there; nothing is encoded."""
+    from indexer.ann.kinds import AnnOptions
     from indexer.console import ProgressDisplay, say, stop_on_terminate
     from indexer.info import generation_text
     from indexer.upkeep import rebuild_generation
 
-    asked = _ann_options(kind, target_recall, max_index_memory)
+    asked = AnnOptions.of(kind, target_recall, max_index_memory)
     with stop_on_terminate(), ProgressDisplay() as display:
         row, warnings = rebuild_generation(directory, asked, display, device)
     for warning in warnings:
@@ -295,13 +337,6 @@ def verify(
 def print_json(value: object) -> None:
     """Print one JSON value on a line of its own."""
     typer.echo(dumps(value, ensure_ascii=False))
-
-
-def _ann_options(kind: str | None, target_recall: float | None, max_index_memory: str | None) -> Any:  # noqa: ANN401
-    from indexer.ann.kinds import AnnOptions, parse_bytes
-
-    limit = None if max_index_memory is None else parse_bytes(max_index_memory, "max-index-memory")
-    return AnnOptions(kind=kind, target_recall=target_recall, max_memory_bytes=limit)
 
 
 def _read_options(text_field: list[str] | None, id_field: str | None, columns: str | None) -> Any:  # noqa: ANN401

@@ -235,7 +235,10 @@ def check_format(connection: sqlite3.Connection, path: Path) -> None:
         msg = f"{path} has format {version}, this version reads up to {FORMAT_VERSION}; upgrade clsindex"
         raise IndexFormatError(msg)
     if stranger := next(strangers(connection), None):
-        msg = f"{path} has not the tables of an index ({stranger}); {mend(path.parent)}"
+        msg = (
+            f"{path} has not the tables of an index ({stranger}); what you added yourself, DROP, and keep it in a "
+            f"database of its own (ATTACH); else {mend(path.parent)}"
+        )
         raise IndexCorruptError(msg)
 
 
@@ -288,7 +291,13 @@ def _commit(connection: sqlite3.Connection, path: Path) -> None:
         except sqlite3.Error as error:
             if not connection.in_transaction:
                 raise CommitError(f"{path}: {error}") from error
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or not tries_left:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
+            if not tries_left:
+                msg = (
+                    f"{path}: somebody has been reading it in one transaction for longer than a commit waits, "
+                    f"{_COMMIT_TRIES * BUSY_TIMEOUT_S:.0f} s; what was committed before stands, run again"
+                )
+                raise StorageError(msg) from error
         else:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 
 from indexer.documents import as_id
 from indexer.errors import UsageError
-from indexer.filters import compile_filter, parse_filter
+from indexer.filters import Where, compile_filter, parse_filter
 from indexer.lock import writer_lock
 from indexer.snapshot import SnapshotReader
 from indexer.store import Store
@@ -26,9 +26,7 @@ class DeleteReport:
     documents: int
 
 
-def delete_documents(
-    directory: Path, ids: Sequence[str | int], where: str | Mapping[str, object] | None = None
-) -> DeleteReport:
+def delete_documents(directory: Path, ids: Sequence[str | int], where: Where | None = None) -> DeleteReport:
     """Delete documents by id, and those that meet a filter; `Index.delete` says more."""
     if isinstance(ids, str):
         msg = f"ids is one text, {ids!r:.60}; give a list of ids"

@@ -53,13 +53,13 @@ class Holdings:
         ids = json.dumps([document.id for document in documents])
         with translated(self._path):
             rows = self._sql.execute(
-                """SELECT j.key, d.row_id, d.content_hash, d.text FROM json_each(?) AS j
+                """SELECT j.key, d.row_id, d.source, d.content_hash, d.text FROM json_each(?) AS j
                 JOIN documents AS d ON d.id = j.value""",
                 (ids,),
             )
             found = {
-                position: Known(row_id, content_hash, text == documents[position].text)
-                for position, row_id, content_hash, text in rows
+                position: Known(row_id, source, content_hash, text == documents[position].text)
+                for position, row_id, source, content_hash, text in rows
             }
         return [found.get(position) for position in range(len(documents))]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from indexer.changes import Changes, NewDocument
 from indexer.config import IfExists
-from indexer.documents import Document
+from indexer.documents import Document, Place
 from indexer.encoder.contract import Contract
 from indexer.errors import CorpusError, NonFiniteVectorError
 from indexer.pending import EncodedTexts, Group, Pending, Window
@@ -116,6 +116,25 @@ class Ingest:
         while self._running:
             self._finish()
 
+    def take_emptied(self, places: Mapping[str, Place]) -> None:
+        """Take records that have an id but no text: what the index has under the id is not what the source says.
+
+        Args:
+            places: where they stand, by id.
+
+        Raises:
+            CorpusError: with `--if-exists error`, of the first that the index has.
+            StorageError: a commit was refused.
+        """
+        known = {id_: row for id_ in places for row in self._store.row_ids([id_]) if row not in self._seen}
+        gone = []
+        for id_, row in known.items():
+            self._seen.add(row)
+            if self._may_update(id_, places[id_]):
+                gone.append(row)
+        self._store.delete(np.sort(np.array(gone, np.int64)))
+        self._report.deleted += len(gone)
+
     def unseen_rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return those rows, of documents that stood in the index before, that no record of this run had."""
         return rows[~self._seen.has(rows)]
@@ -137,6 +156,8 @@ class Ingest:
             elif known is None:
                 fresh.append(Pending(position, document, source))
             elif known.content_hash == document.content_hash():
+                if known.source != source and known.row_id not in self._seen:  # it has moved there
+                    window.changes.rewritten.append((known.row_id, document, source))
                 self._seen.add(known.row_id)
                 self._report.unchanged += 1
             elif known.row_id in self._seen:
@@ -144,7 +165,7 @@ class Ingest:
                 self._reject(document, f"first on line {line} of {name}")
             else:
                 self._seen.add(known.row_id)
-                if self._may_update(document):
+                if self._may_update(document.id, document.place):
                     self._report.updated += 1
                     if known.same_text:
                         window.changes.rewritten.append((known.row_id, document, source))
@@ -152,16 +173,14 @@ class Ingest:
                         fresh.append(Pending(position, document, source, known.row_id))
         return fresh
 
-    def _may_update(self, document: Document) -> bool:
+    def _may_update(self, id_: str, place: Place) -> bool:
         match self._if_exists:
             case IfExists.UPSERT:
                 return True
             case IfExists.SKIP:
                 self._report.skipped["exists"] += 1
             case IfExists.ERROR:
-                self._refuse(
-                    document, f"id {document.id[:80]!r} is in the index with other content (--if-exists error)"
-                )
+                self._refuse(place, f"id {id_[:80]!r} is in the index with other content (--if-exists error)")
         return False
 
     def _reject(self, document: Document, where: str) -> None:
@@ -169,10 +188,10 @@ class Ingest:
             self._report.skipped["exists"] += 1
             return
         reason = f"id {document.id[:80]!r} stands twice with different content, {where}; give each record its own id"
-        self._refuse(document, reason)
+        self._refuse(document.place, reason)
 
-    def _refuse(self, document: Document, reason: str) -> None:
-        error = CorpusError(document.place.source, document.place.line, reason)
+    def _refuse(self, place: Place, reason: str) -> None:
+        error = CorpusError(place.source, place.line, reason)
         if self._on_reject is None:
             raise error
         self._on_reject(error)

@@ -23,7 +23,9 @@ def query(
     directory: DirectoryArgument,
     text: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="The query; words are joined.")] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many hits.")] = 10,
-    where: Annotated[str | None, typer.Option(help="Filter: JSON, or field=value.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Filter: JSON, or field=value; of several, all must be met.")
+    ] = None,
     form: Annotated[
         Format | None,
         typer.Option("--format", envvar="INDEX_QUERY_FORMAT", help="Default: table on a terminal, jsonl in a pipe."),
@@ -57,12 +59,12 @@ def query(
     with Searcher.open(directory, model=model, allow_download=allow_download, device=device) as searcher:
         if not searcher.is_complete:
             say(f"note: {directory} is incomplete: its build has not read the source to the end")
-        options = SearchOptions(where=where, passages=passages, exact=exact, with_text=not no_text)
+        options = SearchOptions(where=where or None, passages=passages, exact=exact, with_text=not no_text)
         if like is not None:
             answers = [searcher.more_like(like, top_k, **options)]
         else:
             answers = searcher.search_batch([item.text for item in asked], top_k, **options)
-        if where is not None and answers and not any(answers):
+        if where and answers and not any(answers):
             held = "; ".join(f"{name}: {', '.join(types)}" for name, types in searcher.types_of(where).items())
             others = "document" if like is None else "other document"
             say(f"note: no {others} meets the filter; types never cross, and the fields hold {held}")
@@ -90,7 +92,9 @@ def evaluate_command(
     label_field: Annotated[
         str | None, typer.Option(metavar="FIELD", help="Probe how well the vectors tell this field.")
     ] = None,
-    where: Annotated[str | None, typer.Option(help="Ask every judged query with this filter.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Ask every judged query with this filter; of several, all must be met.")
+    ] = None,
     model: ModelOption = None,
     allow_download: DownloadOption = False,
     json: JsonOption = False,
@@ -114,7 +118,7 @@ def evaluate_command(
 
         asked, judged = read_queries(queries), read_qrels(qrels)
         with Searcher.open(directory, model=model, allow_download=allow_download) as searcher:
-            figures = evaluate(searcher, asked, judged, where=where).to_json()
+            figures = evaluate(searcher, asked, judged, where=where or None).to_json()
     if json:
         print_json(figures)
         return

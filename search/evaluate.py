@@ -13,9 +13,10 @@ from statistics import fmean
 
 from indexer.documents import JsonValue
 from indexer.errors import UsageError
+from indexer.filters import Where
 from search.hits import Hits
 from search.queries import Query
-from search.searcher import Searcher, Where
+from search.searcher import Searcher
 
 _DEPTH = 100
 _CUT = 10

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from indexer.encoder.contract import Contract
 from indexer.encoder.query import QueryEncoder, open_query_encoder
 from indexer.errors import IndexCorruptError, UsageError
 from indexer.files import mend
-from indexer.filters import compile_filter, fields_of, parse_filter
+from indexer.filters import Where, compile_filter, fields_of, parse_filter
 from indexer.snapshot import SnapshotReader, StoredPassage
 from search.filtered import nearest_filtered
 from search.hits import Hit, Hits
@@ -29,7 +29,6 @@ from search.view import View
 if TYPE_CHECKING:
     from indexer.card import Card
 
-Where: TypeAlias = str | Mapping[str, object]
 _TRIES = 5
 
 
@@ -187,7 +186,7 @@ class Searcher:
         Args:
             texts: queries; the query prompt of the index is put before each.
             k: how many documents.
-            where: metadata filter, a mapping or its JSON, or `field=value`.
+            where: metadata filter, a mapping or its JSON, or `field=value`, or a list of these that must all be met.
             passages: return the k nearest passages instead, however many are of one document.
             exact: compare with every vector, even where an index would be faster.
             with_text: whether hits carry their text.

@@ -204,6 +204,87 @@ def test_a_refused_prune_leaves_an_index_that_is_up_to_date(tmp_path: Path) -> N
     assert sql(out, "SELECT n_slots FROM generations") == [(10,)]
 
 
+def test_a_source_that_had_a_rejected_record_is_not_pruned_but_the_others_are(tmp_path: Path) -> None:
+    out, one, two = tmp_path / "index", tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    build(out, write(one, records(4)), write(two, [{"id": n, "text": f"t {n}"} for n in range(4)]))
+    write(one, records(3), "{")
+    write(two, [{"id": n, "text": f"t {n}"} for n in range(3)])
+    report = build(out, one, two, prune=True, on_error=OnError.SKIP)
+    assert report.deleted == 1
+    assert ids(out) == ["d0", "d1", "d2", "d3", "0", "1", "2"]
+    assert [warning for warning in report.warnings if "pruned" in warning] == [
+        f"nothing was pruned of {one}, because records of it were rejected"
+    ]
+
+
+def test_a_source_that_moves_keeps_its_documents_by_its_name(tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    build(out, write(tmp_path / "monday.jsonl", records(10)), source_name="export")
+    assert build(out, write(tmp_path / "tuesday.jsonl", records(8)), source_name="export", prune=True).deleted == 2
+    for name in ("", " ", "a\0b", "\ud800"):
+        with pytest.raises(UsageError, match="--source-name"):
+            build(out, tmp_path / "tuesday.jsonl", source_name=name)
+
+
+def test_a_document_that_is_found_unchanged_in_another_source_is_of_that_source_from_then_on(tmp_path: Path) -> None:
+    out, old, new = tmp_path / "index", tmp_path / "old.jsonl", tmp_path / "new.jsonl"
+    build(out, write(old, records(6)))
+    encoder = FakeEncoder()
+    report = build(out, write(new, records(5)), encoder=encoder)
+    assert (report.unchanged, encoder.texts) == (5, [])
+    assert build(out, write(new, records(4)), prune=True).deleted == 1
+    assert ids(out) == ["d0", "d1", "d2", "d3", "d5"]  # the last was never in the new one
+    assert verify_index(out, deep=True) == []
+
+
+def test_a_document_in_two_sources_of_a_run_stays_with_the_first(tmp_path: Path) -> None:
+    out, one, two = tmp_path / "index", write(tmp_path / "1.jsonl", records(3)), write(tmp_path / "2.jsonl", records(3))
+    for _ in range(2):
+        before = (out / "index.db").read_bytes() if out.exists() else b""
+        build(out, one, two)
+        assert sql(out, "SELECT DISTINCT name FROM documents JOIN sources USING (source)") == [(str(one),)]
+    assert sql(out, "SELECT line FROM documents ORDER BY row_id") == [(1,), (2,), (3,)]
+    assert before
+
+
+# Records that lose their text.
+
+EMPTIED = [records(1)[0], {**records(2)[1], "text": " "}, {"text": ""}, {"id": "nobody", "text": None}]
+
+
+def test_a_document_whose_record_has_no_text_any_more_is_dropped(tmp_path: Path) -> None:
+    build(tmp_path, records(3))
+    report = build(tmp_path, EMPTIED)
+    assert (report.deleted, report.skipped, report.documents) == (1, {"empty_text": 3}, 2)
+    assert ids(tmp_path) == ["d0", "d2"]
+    assert build(tmp_path, EMPTIED).deleted == 0
+    assert build(tmp_path, records(3)).documents == 3
+
+
+def test_a_document_whose_record_has_no_text_any_more_stays_or_is_an_error_as_any_other_change(tmp_path: Path) -> None:
+    build(tmp_path, records(3))
+    report = build(tmp_path, EMPTIED, if_exists=IfExists.SKIP)
+    assert (report.deleted, report.skipped) == (0, {"empty_text": 3, "exists": 1})
+    path = write(tmp_path.parent / "emptied.jsonl", EMPTIED)
+    with pytest.raises(CorpusError, match=r"emptied\.jsonl:2: id 'd1' is in the index with other content"):
+        build(tmp_path, path, if_exists=IfExists.ERROR)
+    assert ids(tmp_path) == ["d0", "d1", "d2"]
+
+
+def test_a_record_without_text_takes_nothing_from_one_with_text_in_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.build.COMMIT_TEXTS", 2)
+    empty = [{**record, "text": ""} for record in records(6)]
+    changed = [{**record, "text": "new words " + record["id"]} for record in records(6)]
+    for number, both in enumerate(([*changed, *empty], [*empty, *changed], [*records(6), *empty])):
+        out = tmp_path / str(number)
+        build(out, records(6))
+        build(out, both)
+        assert len(ids(out)) == 6
+        assert verify_index(out, deep=True) == []
+
+
 def test_nothing_is_pruned_after_an_error_or_a_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, one = tmp_path / "index", tmp_path / "one.jsonl"
     build(out, write(one, records(4)))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from shutil import copytree
 
@@ -79,6 +80,10 @@ def ids(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [json.loads(line)["id"] for line in done.stdout.splitlines()]
 
 
+def test_version_is_that_of_the_package(run: Run) -> None:
+    assert run("--version").stdout.strip() == version("clsindex")
+
+
 def test_help_loads_no_heavy_library() -> None:
     heavy = "torch transformers faiss sqlite_utils datasets numpy pandas tokenizers"
     code = (
@@ -128,6 +133,7 @@ def test_query_filters_with_json_and_with_field_equals_value(run: Run, index: Pa
     assert set(ids(run("query", index, "river", "--where", "kind=fruit"))) == {"a", "e"}
     assert set(ids(run("query", index, "river", "--where", "year=2021"))) == {"b"}
     assert set(ids(run("query", index, "river", "--where", '{"fresh": {"$ne": true}}'))) == {"b", "c"}
+    assert set(ids(run("query", index, "river", "--where", "kind=place", "--where", "year=2022"))) == {"c"}
     assert set(
         ids(run("query", index, "river", "--where", '{"$or": [{"year": {"$gte": 2023}}, {"kind": "place"}]}'))
     ) == {

@@ -215,6 +215,12 @@ def test_ne_nin_and_not_are_exact_complements(documents, columns, data):
         assert found({name: complement}, documents, columns) == everything - hits
 
 
+def test_of_a_list_of_filters_all_must_be_met() -> None:
+    several = parse_filter(["year=2020", '{"label": {"$ne": "joy"}}', {"x": 1}])
+    assert several == parse_filter({"$and": [{"year": 2020}, {"label": {"$ne": "joy"}}, {"x": 1}]})
+    assert parse_filter(["x=1"]) == parse_filter(("x=1",)) == parse_filter("x=1")
+
+
 MIXED = [{"x": value} for value in (1, 1.0, True, "1", None, [1], {"1": 1}, "[1]", 0, False, -0.0, "")] + [{}]
 
 
@@ -351,7 +357,9 @@ def nested_in_field(depth: int) -> dict:
         ('x={"$gt": 1}', "field 'x': an object cannot be compared"),
         ("x=\udc80", r"field 'x': '\udc80' is not valid Unicode (a lone surrogate at character 0)"),
         ("\udc80=1", r"a field name: '\udc80' is not valid Unicode"),
-        ([1], 'a filter is an object such as {"label": "joy"}, not a list'),
+        ([1], 'a filter is an object such as {"label": "joy"}, not 1'),
+        ([["x=1"]], 'a filter is an object such as {"label": "joy"}, not a list'),
+        ([], "a list of filters holds at least one"),
         ({1: 2}, "a filter has the key 1; keys are strings"),
         ({"\ud800": 1}, "is not valid Unicode"),
         ({"$gt": 1}, "'$gt' cannot stand here; write field names, $and, $or or $not"),

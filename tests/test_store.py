@@ -160,7 +160,7 @@ def test_a_commit_that_a_reader_holds_up_too_long_is_undone_and_the_next_one_wor
     with closing(create(tmp_path)) as store:
         append(store, [document("a", "one")])
         with closing(SnapshotReader(tmp_path)) as reader:
-            with reader.transaction(), pytest.raises(StorageError, match="locked"):
+            with reader.transaction(), pytest.raises(StorageError, match="reading it in one transaction for longer"):
                 append(store, [document("b", "two")])
             assert reader.totals().documents == 1
         append(store, [document("c", "three")])

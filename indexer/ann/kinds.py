@@ -57,6 +57,14 @@ class AnnOptions:
     target_recall: float | None = None
     max_memory_bytes: int | None = None
 
+    @classmethod
+    def of(cls, kind: str | None, target_recall: float | None, max_index_memory: int | str | None) -> AnnOptions:
+        """Return what a caller asks for, who may write the memory as text, e.g. 4G."""
+        limit = max_index_memory
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
+            limit = parse_bytes(str(limit), "max-index-memory")
+        return cls(kind=kind, target_recall=target_recall, max_memory_bytes=limit)
+
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         recall = self.target_recall

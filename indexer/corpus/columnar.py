@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
-from datetime import date, datetime, time
-from decimal import Decimal
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING
 
+from indexer.corpus.jsontypes import json_types
 from indexer.corpus.parts import RawRecord, Reject
 from indexer.corpus.records import short
 from indexer.errors import CorpusError
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
 BATCH_ROWS = 1_000
 
 _ARROW_FILE_MAGIC = b"ARROW1"
-_SCALARS = (NoneType, bool, int, float, str)
 
 
 def read_parquet(path: Path, name: str, reject: Reject) -> Generator[RawRecord]:
@@ -80,28 +77,6 @@ def read_arrow(path: Path, name: str, reject: Reject) -> Generator[RawRecord]:
                 number += len(batch)
     except (pyarrow.ArrowException, OSError) as error:
         raise _unreadable("Arrow", name, number, error) from error
-
-
-def json_types(row: Mapping[str, object]) -> dict[str, object]:
-    """Return a row with dates and times as ISO 8601 strings and decimals as strings; all else is left as it is.
-
-    Args:
-        row: values as pyarrow and `datasets` give them.
-    """
-    return {name: value if type(value) in _SCALARS else _json_type(value) for name, value in row.items()}
-
-
-def _json_type(value: object) -> object:
-    match value:
-        case dict():
-            return {key: _json_type(item) for key, item in value.items()}
-        case list():
-            return [_json_type(item) for item in value]
-        case date() | datetime() | time():
-            return value.isoformat()
-        case Decimal():
-            return str(value)
-    return value
 
 
 def _batches(source: pyarrow.MemoryMappedFile, name: str) -> Iterator[tuple[pyarrow.RecordBatch, float]]:

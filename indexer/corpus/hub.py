@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
 
-from indexer.corpus.columnar import BATCH_ROWS, json_types
+from indexer.corpus.columnar import BATCH_ROWS
+from indexer.corpus.jsontypes import json_types
 from indexer.corpus.parts import Part, RawRecord, Reject
 from indexer.errors import CorpusError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from itertools import accumulate
+from typing import TypeAlias
 
 from indexer.config import ReadOptions
 from indexer.corpus.parts import BadRecordError, Part, stopper
@@ -14,6 +15,8 @@ from indexer.documents import Document, Place
 from indexer.errors import CorpusError, UsageError
 
 EMPTY_TEXT = "empty_text"
+OnSkip: TypeAlias = Callable[[Place, str, str | None], None]
+"""Told of a record that is left out: its place, the reason, and the id that it has of its own, if any."""
 
 
 def check_sources(sources: Sequence[Source]) -> None:
@@ -34,7 +37,7 @@ def read_corpus(
     sources: Sequence[Source],
     options: ReadOptions,
     *,
-    on_skip: Callable[[Place, str], None] | None = None,
+    on_skip: OnSkip | None = None,
     on_reject: Callable[[CorpusError], None] | None = None,
 ) -> Generator[Document]:
     """Read documents one by one, in memory that does not grow with the corpus.
@@ -64,7 +67,7 @@ def read_corpus(
 def _documents(
     parts: Sequence[Part],
     maker: DocumentMaker,
-    on_skip: Callable[[Place, str], None] | None,
+    on_skip: OnSkip | None,
     on_reject: Callable[[CorpusError], None] | None,
 ) -> Generator[Document]:
     sizes = _sizes(parts)
@@ -83,7 +86,7 @@ def _documents(
                 if document is not None:
                     yield document
                 elif on_skip is not None:
-                    on_skip(place, EMPTY_TEXT)
+                    on_skip(place, EMPTY_TEXT, maker.id_of(record))
 
 
 def _sizes(parts: Sequence[Part]) -> list[int]:

@@ -80,6 +80,13 @@ class DocumentMaker:
                 metadata[name] = _json_value(value, name, 1)
         return Document(id_ or _hash(metadata, single, text), text, metadata, place)
 
+    def id_of(self, found: object) -> str | None:
+        """Return the id that a record without text has nevertheless, None when it has none of its own."""
+        try:
+            return self._id(_as_dict(found))[1]
+        except BadRecordError:
+            return None
+
     def _text(self, record: Mapping[str, object]) -> str:
         """Return the text fields joined by a space, empty parts left out."""
         parts = []

@@ -14,6 +14,7 @@ from indexer.corpus import columnar, database, hub
 from indexer.corpus.delimited import read_delimited
 from indexer.corpus.jsonarray import read_json
 from indexer.corpus.jsonl import read_jsonl
+from indexer.corpus.jsontypes import json_types
 from indexer.corpus.parts import Part, RawRecord, Reader, Reject, Unit
 from indexer.corpus.plain import read_md, read_txt
 from indexer.errors import CorpusError, UsageError
@@ -171,6 +172,8 @@ def _format(path: Path) -> str | None:
 def _file_part(path: Path, relative: str, options: ReadOptions) -> Part:
     """Return the part of one file of a known format."""
     name = str(path)
+    if path.exists() and not path.is_file():
+        raise CorpusError(name, None, "not a regular file; take it out of the directory, or pipe it into stdin (-)")
     if not os.access(path, os.R_OK):
         reason = "permission denied" if path.exists() else "no such file (a link that leads nowhere)"
         raise CorpusError(name, None, reason)
@@ -196,7 +199,7 @@ def _file_part(path: Path, relative: str, options: ReadOptions) -> Part:
 def _read_iterable(records: Iterable[object], _reject: Reject) -> Generator[RawRecord]:
     """Yield the records of the caller; errors that it raises pass through."""
     for number, record in enumerate(records, 1):
-        yield number, record, number
+        yield number, json_types(record) if isinstance(record, Mapping) else record, number
 
 
 def _check_iterable(source: object) -> None:

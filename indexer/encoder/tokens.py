@@ -53,12 +53,14 @@ class TextTokenizer:
 
     Args:
         backend: the tokenizer; its own truncation and padding are switched off.
+        vocab_size: for how many tokens the model has embeddings, None when that is not known.
     """
 
-    def __init__(self, backend: Tokenizer) -> None:
+    def __init__(self, backend: Tokenizer, vocab_size: int | None = None) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._vocab_size = vocab_size
         special = np.array(backend.encode("a").special_tokens_mask, bool)
         content = np.flatnonzero(~special)
         # A tokenizer that has no token for "a" gives special tokens alone; they then count as leading.
@@ -76,9 +78,11 @@ class TextTokenizer:
         Raises:
             EncoderError: there is no fast tokenizer.
         """
+        vocab_size = files.config.get("vocab_size")
+        vocab_size = vocab_size if isinstance(vocab_size, int) else None
         path = files.directory / "tokenizer.json"
         if not path.is_file():
-            return cls(_converted(files))
+            return cls(_converted(files), vocab_size)
         from tokenizers import Tokenizer
 
         try:
@@ -87,7 +91,7 @@ class TextTokenizer:
             msg = f"{path} cannot be read ({error}); fetch the model again"
             raise EncoderError(msg) from error
         _apply_config(backend, files)
-        return cls(backend)
+        return cls(backend, vocab_size)
 
     def encode(self, texts: Sequence[str], max_length: int) -> Tokens:
         """Return the tokens of each text, at most `max_length` with special tokens; trailing special tokens stay.
@@ -96,7 +100,7 @@ class TextTokenizer:
         tokens than that: the ids are those of the whole text, `n_tokens` is what it would have at the same rate.
 
         Raises:
-            EncoderError: what is read of a text is not valid Unicode.
+            EncoderError: what is read of a text is not valid Unicode, or gives a token that the model does not know.
         """
         parts = [first_words(text, max_length) for text in texts] if self._cuts_texts else list(texts)
         encodings = self._encode(parts)
@@ -114,7 +118,14 @@ class TextTokenizer:
         n_tokens = np.fromiter(counts, np.int32, len(encodings))
         rows = [self._cut(encoding.ids, max_length) for encoding in encodings]
         starts = np.concatenate(([0], np.cumsum(np.minimum(n_tokens, max_length), dtype=np.int64)))
-        return Tokens(np.fromiter(chain.from_iterable(rows), np.int32, int(starts[-1])), starts, n_tokens)
+        ids = np.fromiter(chain.from_iterable(rows), np.int32, int(starts[-1]))
+        if self._vocab_size is not None and len(ids) and ids.max() >= self._vocab_size:
+            msg = (
+                f"the tokenizer gives token {ids.max()}, but the model has embeddings for {self._vocab_size} tokens: "
+                "they do not belong together, or tokens were added without resize_token_embeddings"
+            )
+            raise EncoderError(msg)
+        return Tokens(ids, starts, n_tokens)
 
     def windows(self, texts: Sequence[str], size: int, overlap: int, prompt: str) -> list[list[tuple[int, int]]]:
         """Cut texts into passages that have at most about `size` tokens, with special tokens and the prompt.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NoReturn, TypeAlias, cast
 
 from indexer.errors import FilterError
@@ -28,15 +28,18 @@ MAX_CONDITIONS = 256
 MAX_VALUES = 10_000  # of all lists together; with the paths it stays below the 32,766 parameters of a stock SQLite
 
 _FIELD_OPERATORS = ", ".join(word for word in Operator if word not in {Operator.AND, Operator.OR})
+Where: TypeAlias = str | Mapping[str, object] | Sequence[str | Mapping[str, object]]
+"""A filter as a caller writes it; a sequence is a list or tuple."""
 _Pairs: TypeAlias = list[tuple[str, object]]
 
 
-def parse_filter(where: str | Mapping[str, object]) -> Filter:
+def parse_filter(where: Where) -> Filter:
     """Parse a filter.
 
     Args:
         where: a mapping as read from JSON, or text: a JSON object, or `field=value`, split at the first `=`, where
-            value is a JSON scalar and anything that is not JSON is a string (`label=joy`, `year=2020`, `x="2020"`).
+            value is a JSON scalar and anything that is not JSON is a string (`label=joy`, `year=2020`, `x="2020"`);
+            or a list of these, of which all must be met.
 
     Returns:
         The tree. Field names are not checked here, because they depend on the documents.
@@ -44,20 +47,13 @@ def parse_filter(where: str | Mapping[str, object]) -> Filter:
     Raises:
         FilterError: the filter cannot be understood or exceeds a limit (nesting, conditions, values).
     """
-    if not isinstance(where, str):
-        return _Parser().parse(where, "a filter", depth=1)
-    if where.lstrip().startswith("{"):
-        return _Parser().parse(_load_object(where), "a filter", depth=1)
-    name, equals, text = where.partition("=")
-    if not equals:
-        msg = f'the filter {show(where)} is neither a JSON object such as {{"label": "joy"}} nor field=value'
+    parser = _Parser()
+    if not isinstance(where, list | tuple):
+        return parser.parse_any(where, depth=1)
+    if not where:
+        msg = "a list of filters holds at least one"
         raise FilterError(msg)
-    try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        value = text
-    check_unicode(name, "a field name")
-    return Compare(name, Comparison.EQ, scalar(value, f"field {show(name)}"))
+    return _all_of([parser.parse_any(part, depth=2) for part in where])
 
 
 class _Parser:
@@ -66,6 +62,24 @@ class _Parser:
     def __init__(self) -> None:
         self._n_conditions = 0
         self._n_values = 0
+
+    def parse_any(self, where: object, depth: int) -> Filter:
+        """Parse a mapping, its JSON, or `field=value`."""
+        if not isinstance(where, str):
+            return self.parse(where, "a filter", depth)
+        if where.lstrip().startswith("{"):
+            return self.parse(_load_object(where), "a filter", depth)
+        name, equals, text = where.partition("=")
+        if not equals:
+            msg = f'the filter {show(where)} is neither a JSON object such as {{"label": "joy"}} nor field=value'
+            raise FilterError(msg)
+        try:
+            value = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            value = text
+        check_unicode(name, "a field name")
+        self._count_condition()
+        return Compare(name, Comparison.EQ, scalar(value, f"field {show(name)}"))
 
     def parse(self, where: object, place: str, depth: int) -> Filter:
         """Parse a mapping of fields and logical operators."""
@@ -76,11 +90,9 @@ class _Parser:
         return self._and([self._entry(key, value, depth) for key, value in where.items()])
 
     def _and(self, parts: list[Filter]) -> Filter:
-        if len(parts) == 1:
-            return parts[0]
         if not parts:
             self._count_condition()
-        return And(tuple(parts))
+        return _all_of(parts)
 
     def _entry(self, key: object, value: object, depth: int) -> Filter:
         key = _check_name(key, "a filter")
@@ -158,6 +170,11 @@ class _Parser:
         if self._n_conditions > MAX_CONDITIONS:
             msg = f"the filter has more than {MAX_CONDITIONS} conditions; $in takes many values in one"
             raise FilterError(msg)
+
+
+def _all_of(parts: Sequence[Filter]) -> Filter:
+    """Return the filter that is met where all of some are."""
+    return parts[0] if len(parts) == 1 else And(tuple(parts))
 
 
 def _existence(name: str, operand: object, place: str) -> Filter:

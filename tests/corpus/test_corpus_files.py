@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from indexer.config import ReadOptions
-from indexer.corpus import read_corpus
+from indexer.corpus import check_sources, read_corpus
 from indexer.documents import Document
 from indexer.errors import CorpusError, UsageError
 
@@ -109,7 +109,7 @@ def test_csv_keeps_line_ends_in_quotes_and_counts_physical_lines(tmp_path: Path)
     path = tmp_path / "a.csv"
     path.write_bytes(b'id,text\r\n1,"a\r\nb ""c"", \\n"\r\n2,\\"d\n3," e "\n4,\n')
     skipped = []
-    found = list(read_corpus([path], PLAIN, on_skip=lambda place, reason: skipped.append(place.line)))
+    found = list(read_corpus([path], PLAIN, on_skip=lambda place, *_: skipped.append(place.line)))
     assert [(d.id, d.text, d.place.line) for d in found] == [
         ("1", 'a\r\nb "c", \\n', 2),
         ("2", '\\"d', 4),
@@ -148,7 +148,7 @@ def test_a_text_file_has_a_document_a_line(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("a\r\n\n b\u2028c \nd".encode())
     skipped = []
-    found = list(read_corpus([path], PLAIN, on_skip=lambda place, reason: skipped.append((place.line, reason))))
+    found = list(read_corpus([path], PLAIN, on_skip=lambda place, reason, _: skipped.append((place.line, reason))))
     assert [(d.text, d.place.line) for d in found] == [("a", 1), (" b\u2028c ", 3), ("d", 4)]
     assert skipped == [(2, "empty_text")]
 
@@ -179,3 +179,11 @@ def test_a_directory_is_read_in_order_without_hidden_and_unknown_files(inside: P
     fractions = [d.place.fraction or 0 for d in documents]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
+
+
+@pytest.mark.parametrize("name", ["corpus", "corpus/f.md"])
+def test_a_pipe_among_files_is_refused_and_not_waited_for(name: str, inside: Path) -> None:
+    (inside / "corpus").mkdir(exist_ok=True)
+    os.mkfifo(inside / "corpus" / "f.md")
+    with pytest.raises(CorpusError, match=r"f\.md: not a regular file"):
+        check_sources([str(inside / name)])

@@ -58,7 +58,7 @@ def test_cranfield_has_two_empty_documents() -> None:
     skipped = []
     options = ReadOptions(text_fields=("title", "text"))
     source = data("cranfield/corpus.jsonl")
-    documents = list(read_corpus([source], options, on_skip=lambda place, reason: skipped.append((place.line, reason))))
+    documents = list(read_corpus([source], options, on_skip=lambda at, why, _: skipped.append((at.line, why))))
     assert len(documents) == 1398
     assert skipped == [(471, "empty_text"), (995, "empty_text")]
     assert documents[0].text == f"{documents[0].metadata['title']} {documents[0].metadata['text']}"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -297,3 +300,15 @@ def test_texts_are_read_whole_where_an_added_token_may_span_words(token: str, is
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.add_tokens([AddedToken(token, normalized=True)])
     assert reads_words_alone(tokenizer) == is_fine
+
+
+def test_a_token_that_the_model_has_no_embedding_for_is_an_error(tiny_bert: Path, tmp_path: Path) -> None:
+    directory = copytree(tiny_bert, tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken("brandnew")])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    known = TextTokenizer.load(resolve_model(str(directory), None, allow_download=False))
+    assert len(known.encode(["a"], 8).ids)
+    with pytest.raises(EncoderError, match=f"embeddings for {config['vocab_size']} tokens"):
+        known.encode(["a brandnew word"], 8)

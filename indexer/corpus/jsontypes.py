@@ -1,0 +1,39 @@
+"""Values of Python that JSON has no form of its own for, as JSON has them; what is left is refused with its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date, datetime, time
+from decimal import Decimal
+from types import NoneType
+from uuid import UUID
+
+import numpy as np
+
+_SCALARS = (NoneType, bool, int, float, str)
+
+
+def json_types(row: Mapping[str, object]) -> dict[str, object]:
+    """Return a row with dates and times as ISO 8601 strings, decimals and UUIDs as strings, tuples as lists.
+
+    Numbers and strings of numpy become Python's; all else is left as it is.
+
+    Args:
+        row: values as pyarrow, `datasets` or a caller give them.
+    """
+    return {name: value if type(value) in _SCALARS else _json_type(value) for name, value in row.items()}
+
+
+def _json_type(value: object) -> object:
+    match value:
+        case dict():
+            return {key: _json_type(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_json_type(item) for item in value]
+        case date() | datetime() | time():
+            return value.isoformat()
+        case Decimal() | UUID():
+            return str(value)
+        case np.generic():
+            return value.item() if value.dtype.kind in "biufU" else value
+    return value
