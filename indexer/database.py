@@ -235,10 +235,8 @@ def check_format(connection: sqlite3.Connection, path: Path) -> None:
         msg = f"{path} has format {version}, this version reads up to {FORMAT_VERSION}; upgrade clsindex"
         raise IndexFormatError(msg)
     if stranger := next(strangers(connection), None):
-        msg = (
-            f"{path} has not the tables of an index ({stranger}); what you added yourself, DROP, and keep it in a "
-            f"database of its own (ATTACH); else {mend(path.parent)}"
-        )
+        hint = "" if stranger.startswith("no ") else ": if you made it, DROP it and keep it in a database of its own"
+        msg = f"{path} has not the tables of an index ({stranger}{hint}); {mend(path.parent)}"
         raise IndexCorruptError(msg)
 
 

@@ -17,7 +17,7 @@ from indexer.database import Meta, translated
 from indexer.documents import Document, JsonValue, is_storable, text_key
 from indexer.errors import IndexCorruptError
 from indexer.generations import GenerationRow, read_generations
-from indexer.snapshot import count_dead, count_slots, read_dead_slots
+from indexer.snapshot import count_dead, count_slots, read_blocks, read_dead_slots
 from indexer.totals import read_totals
 
 # The first of any number of copies will do.
@@ -108,7 +108,7 @@ class Holdings:
     def blocks(self) -> list[tuple[int, int, int]]:
         """Return first slot, number of rows and CRC-32 of each block of the vector file, ascending."""
         with translated(self._path):
-            return self._sql.execute("SELECT first_slot, n_rows, crc32 FROM blocks ORDER BY first_slot").fetchall()
+            return read_blocks(self._sql)
 
     def live_slots(self) -> NDArray[np.int64]:
         """Return the slots of passages whose document stands, int64 ascending."""

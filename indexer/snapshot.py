@@ -223,6 +223,11 @@ class SnapshotReader:
             rows = self._sql.execute("SELECT text, vector FROM canaries ORDER BY position").fetchall()
         return [(text, np.frombuffer(vector, "<f4")) for text, vector in rows]
 
+    def blocks(self) -> list[tuple[int, int, int]]:
+        """Return first slot, number of rows and CRC-32 of each block of the vector file, ascending."""
+        with self.transaction():
+            return read_blocks(self._sql)
+
     def field_types(self) -> dict[str, list[str]]:
         """Return the JSON types of every metadata field, both in alphabetical order."""
         return {name: sorted(field.types) for name, field in sorted(self.snapshot().fields.items())}
@@ -274,6 +279,11 @@ def count_slots(sql: sqlite3.Connection) -> int:
 def count_dead(sql: sqlite3.Connection) -> int:
     """Return of how many passages the document is gone; an SQL index finds them."""
     return int(sql.execute("SELECT count(*) FROM passages WHERE document IS NULL").fetchone()[0])
+
+
+def read_blocks(sql: sqlite3.Connection) -> list[tuple[int, int, int]]:
+    """Return first slot, number of rows and CRC-32 of each block of the vector file, ascending."""
+    return sql.execute("SELECT first_slot, n_rows, crc32 FROM blocks ORDER BY first_slot").fetchall()
 
 
 def read_dead_slots(sql: sqlite3.Connection) -> NDArray[np.int64]:

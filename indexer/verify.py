@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,10 @@ _RULES = (
     ("""SELECT count(*) FROM (SELECT first_slot, lag(first_slot + n_rows, 1, 0) OVER (ORDER BY first_slot) AS wanted
         FROM blocks) WHERE first_slot <> wanted""", "checksum blocks that overlap or leave gaps"),
 )  # fmt: skip
+_DERIVED = """SELECT d.row_id, d.id, d.metadata, m.* FROM documents AS d LEFT JOIN metadata AS m
+    ON m.document = d.row_id WHERE d.row_id > ? ORDER BY d.row_id"""
+_STEP_ROWS = 500
+_TRIES = 3
 
 
 def verify_index(directory: Path, *, deep: bool = False, generations: bool = True) -> list[str]:
@@ -73,37 +78,77 @@ def verify_index(directory: Path, *, deep: bool = False, generations: bool = Tru
 
 
 def _problems(directory: Path, deep: bool, generations: bool) -> Iterator[str]:
-    path = directory / DATABASE
-    with closing(connect_reader(directory)) as sql, transaction(sql, path):
+    with closing(connect_reader(directory)) as sql:
+        yield from _database_problems(sql, directory / DATABASE, deep)
+    with closing(SnapshotReader(directory)) as reader:
+        reader.setting("contract"), reader.setting("read")  # raise when they are missing
+        for tries_left in reversed(range(_TRIES)):
+            snapshot, problems = _file_problems(reader, deep, generations)
+            if not problems or not tries_left or reader.seq() == snapshot.seq:
+                yield from problems
+                return
+            # A commit may have replaced the files meanwhile.
+
+
+def _database_problems(sql: sqlite3.Connection, path: Path, deep: bool) -> Iterator[str]:
+    """Check the database, each step in a transaction of its own: a commit waits for a reader for a minute only."""
+    with transaction(sql, path):
         _ = Meta(sql, path)["n_rows"]  # raises when it is missing
         check = "integrity_check" if deep else "quick_check"
         yield from (f"{path}: {row[0]}" for row in sql.execute(f"PRAGMA {check}(20)") if row[0] != "ok")
-        yield from _broken_rules(sql, path)
-        if problem := totals_problem(sql, path):
-            yield problem
-        blocks = sql.execute("SELECT first_slot, n_rows, crc32 FROM blocks ORDER BY first_slot").fetchall()
-        if deep:
-            yield from _changed_documents(sql, path)
-            yield from derived_problems(sql, path)
-            yield from _changed_passages(sql, path)
-    with closing(SnapshotReader(directory)) as reader:
+    yield from _broken_rules(sql, path)
+    if problem := totals_problem(sql, path):
+        yield problem
+    if deep:
+        yield from _changed_documents(sql, path)
+        yield from derived_problems(sql, path)
+        yield from _changed_passages(sql, path)
+
+
+def _file_problems(reader: SnapshotReader, deep: bool, generations: bool) -> tuple[Snapshot, list[str]]:
+    """Check the files that one snapshot names, and return both."""
+    with reader.transaction():  # the files that it names are there as long as it lasts
         snapshot = reader.snapshot()
-        reader.setting("contract"), reader.setting("read")  # raise when they are missing
-    yield from _vector_problems(directory, snapshot, blocks if deep else [])
+        blocks = reader.blocks() if deep else []
+        try:
+            vectors = VectorReader(reader.directory, snapshot.vector_file, snapshot.layout, snapshot.n_rows)
+        except FileNotFoundError:
+            vectors = None
+    if vectors is None:
+        problems = [f"{reader.directory / snapshot.vector_file} is missing; {mend(reader.directory)}"]
+    else:
+        with vectors:
+            problems = [problem for block in blocks if (problem := block_problem(vectors, block))]
     if generations:
-        yield from _generation_problems(directory, snapshot, deep)
+        problems += _generation_problems(reader.directory, snapshot, deep)
+    return snapshot, problems
 
 
 def _broken_rules(sql: sqlite3.Connection, path: Path) -> Iterator[str]:
     for query, meaning in _RULES:
         with_rows = f"WITH m AS (SELECT value AS n_rows FROM meta WHERE key = 'n_rows') {query}"
-        if n := sql.execute(with_rows).fetchone()[0]:
+        with transaction(sql, path):
+            n = sql.execute(with_rows).fetchone()[0]
+        if n:
             yield f"{path}: {abs(n)} {meaning}"
+
+
+def _walk(sql: sqlite3.Connection, path: Path, query: str) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a query, whose first column ascends and is `?` there, a few in each transaction."""
+    last = -1
+    while True:
+        with transaction(sql, path):
+            rows = sql.execute(f"{query} LIMIT {_STEP_ROWS}", (last,)).fetchall()
+        if not rows:
+            return
+        yield from rows
+        last = rows[-1][0]
 
 
 def _changed_documents(sql: sqlite3.Connection, path: Path) -> Iterator[str]:
     """Compare every document with its hash."""
-    for id_, text, stored, content_hash in sql.execute("SELECT id, text, metadata, content_hash FROM documents"):
+    query = "SELECT row_id, id, text, metadata, content_hash FROM documents WHERE row_id > ? ORDER BY row_id"
+    for _, id_, text, stored, content_hash in _walk(sql, path, query):
         metadata = _metadata(stored)
         if metadata is not None and Document(id_, text, metadata, Place("", 0)).content_hash() != content_hash:
             yield f"{path}: text or metadata of document {id_!r} are not those that were indexed"
@@ -111,30 +156,40 @@ def _changed_documents(sql: sqlite3.Connection, path: Path) -> Iterator[str]:
 
 def totals_problem(sql: sqlite3.Connection, path: Path) -> str | None:
     """Return how the totals differ from what counting gives, None when they do not."""
-    try:
-        kept, counted = read_totals(sql, path), count_totals(sql)
-    except IndexCorruptError as error:
-        return str(error)
+    with transaction(sql, path):
+        try:
+            kept, counted = read_totals(sql, path), count_totals(sql)
+        except IndexCorruptError as error:
+            return str(error)
     return None if kept == counted else f"{path}: the totals are {asdict(kept)}, counting gives {asdict(counted)}"
 
 
 def derived_problems(sql: sqlite3.Connection, path: Path) -> Iterator[str]:
-    """Compare the derived metadata of every document, and the catalogue of fields, with what they are derived from."""
-    columns = table_columns(sql)
+    """Compare the derived metadata of every document, and the catalogue of fields, with what they are derived from.
+
+    The catalogue is not compared when a commit comes meanwhile.
+    """
     counts: Counter[tuple[str, str]] = Counter()
-    rows = sql.execute(
-        "SELECT d.id, d.metadata, m.* FROM documents AS d LEFT JOIN metadata AS m ON m.document = d.row_id"
-    )
-    for id_, stored, row_id, *values in rows:
-        metadata = _metadata(stored)
-        if metadata is None:
-            continue  # a rule says so
-        if row_id is not None and values != [column_value(metadata.get(name)) for name in columns]:
-            yield f"{path}: the derived metadata of document {id_!r} are not those of its JSON"
-        counts.update((name, json_type(value)) for name, value in metadata.items())
-    catalogue = {(name, kind): n for name, kind, n in sql.execute("SELECT name, type, n FROM fields")}
-    for name in sorted({key[0] for key, _ in counts.items() ^ catalogue.items()}):
-        yield f"{path}: the catalogue is wrong about the field {name!r}"
+    last, seqs = -1, set()
+    while True:
+        with transaction(sql, path):
+            seqs.add(Meta(sql, path)["seq"])
+            columns = table_columns(sql)
+            rows = sql.execute(f"{_DERIVED} LIMIT {_STEP_ROWS}", (last,)).fetchall()
+            catalogue = {} if rows else {(name, kind): n for name, kind, n in sql.execute("SELECT * FROM fields")}
+        if not rows:
+            break
+        for _, id_, stored, row_id, *values in rows:
+            metadata = _metadata(stored)
+            if metadata is None:
+                continue  # a rule says so
+            if row_id is not None and values != [column_value(metadata.get(name)) for name in columns]:
+                yield f"{path}: the derived metadata of document {id_!r} are not those of its JSON"
+            counts.update((name, json_type(value)) for name, value in metadata.items())
+        last = rows[-1][0]
+    if len(seqs) == 1:
+        for name in sorted({key[0] for key, _ in counts.items() ^ catalogue.items()}):
+            yield f"{path}: the catalogue is wrong about the field {name!r}"
 
 
 def _metadata(stored: str) -> dict[str, JsonValue] | None:
@@ -146,25 +201,11 @@ def _metadata(stored: str) -> dict[str, JsonValue] | None:
 
 
 def _changed_passages(sql: sqlite3.Connection, path: Path) -> Iterator[str]:
-    rows = sql.execute(
-        """SELECT d.id, d.text, p.char_start, p.char_end, p.text_key
-        FROM passages AS p JOIN documents AS d ON d.row_id = p.document"""
-    )
-    for id_, text, start, end, key in rows:
+    query = """SELECT p.slot, d.id, d.text, p.char_start, p.char_end, p.text_key
+        FROM passages AS p JOIN documents AS d ON d.row_id = p.document WHERE p.slot > ? ORDER BY p.slot"""
+    for _, id_, text, start, end, key in _walk(sql, path, query):
         if text_key(text[start:end]) != key:
             yield f"{path}: the text of document {id_!r} is not the one that was encoded"
-
-
-def _vector_problems(directory: Path, snapshot: Snapshot, blocks: list[tuple[int, int, int]]) -> Iterator[str]:
-    try:
-        vectors = VectorReader(directory, snapshot.vector_file, snapshot.layout, snapshot.n_rows)
-    except FileNotFoundError:
-        yield f"{directory / snapshot.vector_file} is missing; {mend(directory)}"
-        return
-    with vectors:
-        for block in blocks:
-            if problem := block_problem(vectors, block):
-                yield problem
 
 
 def block_problem(vectors: VectorReader, block: tuple[int, int, int]) -> str | None:

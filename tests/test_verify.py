@@ -6,12 +6,15 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 from fakes import FakeEncoder
 from indexes import build, flip_byte, only, records, sql
 
+from indexer import Index
 from indexer.delete import delete_documents
 from indexer.errors import IndexNotFoundError
 from indexer.verify import verify_index
@@ -115,6 +118,30 @@ CONTENT = [
     "UPDATE blocks SET crc32 = crc32 + 1 WHERE first_slot = 0",
     "UPDATE generations SET sha256 = 'x'",
 ]
+
+
+def test_what_a_writer_does_meanwhile_is_no_problem(index: Path) -> None:
+    ended = Event()
+
+    def write() -> int:
+        n = 0
+        while not ended.is_set():
+            build(index, [{"id": f"more {n}", "text": f"more {n}", f"field{n % 7}": n}])
+            Index(index).rebuild(kind="flat")
+            delete_documents(index, [f"more {n - 1}"])
+            Index(index).compact()
+            n += 1
+        return n
+
+    with ThreadPoolExecutor(1) as threads:
+        written = threads.submit(write)
+        try:
+            problems = [problem for deep in [True, False] * 12 for problem in verify_index(index, deep=deep)]
+        finally:
+            ended.set()
+        assert written.result() > 2
+    assert problems == []
+    assert verify_index(index, deep=True) == []
 
 
 @pytest.mark.parametrize("deep", [False, True])
