@@ -115,7 +115,7 @@ def bring_generation_up_to_date(
         if asked != before:
             store.set_asked(asdict(asked))
         return []
-    if current is None or asked != before or not is_usable(store.directory, current, store.layout.dim):
+    if current is None or asked != before or not is_usable(store.directory, current):
         return _rebuild(store, asked, on_progress, device)
     if _n_newly_dead(store, current) > DEAD_SHARE * store.n_rows:
         return _rebuild(store, asked, on_progress, device)
@@ -272,43 +272,35 @@ def _grown(
 ) -> GenerationRow | None:
     """Write a generation that goes on where the current one ends, and return its row; None where it cannot."""
     recipe = _recipe(store, asked, Gpu.find(device))
+    if why := _reason_not_to_grow(store, current, asked, recipe):
+        logger.info("the FAISS file is made anew, not grown: %s", why)
+        return None
     try:
-        _refuse_growth(store, current, asked, recipe)
         with open_vectors(store) as vectors:
             row = grow_generation(store.directory, current, vectors, recipe, now(), _shares(on_progress))
-        _refuse_too_large(store, row, asked)
     except (FileNotFoundError, IndexCorruptError, UsageError) as error:
         logger.info("the FAISS file is made anew, not grown: %s", error)
+        return None
+    if asked.max_memory_bytes is not None and row.n_bytes > asked.max_memory_bytes:
+        discard(store.directory / row.name)
         return None
     kept = {name: value for name, value in current.details.items() if name != "faiss"}
     return replace(row, details={**row.details, "n_trained": current.n_slots, **kept})
 
 
-def _refuse_growth(store: Store, current: GenerationRow, asked: AnnOptions, recipe: Recipe) -> None:
-    """Refuse what had better be made anew."""
+def _reason_not_to_grow(store: Store, current: GenerationRow, asked: AnnOptions, recipe: Recipe) -> str:
+    """Say why a generation had better be made anew; empty when it can grow."""
     details = current.details
     n_trained = _n_trained(current)
-    why = ""
     if recipe.kind not in _GROWING:
-        why = f"{recipe.kind} does not grow"
-    elif (current.kind, details.get("factory"), details.get("copies")) != (recipe.kind, recipe.factory, recipe.copies):
-        why = f"{recipe.factory} is due after {details.get('factory')}"
-    elif store.n_rows > _MOST_GROWTH * n_trained:
-        why = f"it was trained when there were {n_trained:,} slots, of now {store.n_rows:,}"
-    elif asked.max_memory_bytes is not None and max(recipe.n_bytes, current.n_bytes) > asked.max_memory_bytes:
-        why = f"it takes more than --max-index-memory {asked.max_memory_bytes:,}"
-    elif "search" not in details:
-        why = "it was too small to be tuned"
-    if why:
-        raise UsageError(why)
-
-
-def _refuse_too_large(store: Store, row: GenerationRow, asked: AnnOptions) -> None:
-    """Remove a generation that takes more than it may."""
-    if asked.max_memory_bytes is not None and row.n_bytes > asked.max_memory_bytes:
-        discard(store.directory / row.name)
-        msg = f"it would take {row.n_bytes:,} bytes, more than --max-index-memory {asked.max_memory_bytes:,}"
-        raise UsageError(msg)
+        return f"{recipe.kind} does not grow"
+    if (current.kind, details.get("factory"), details.get("copies")) != (recipe.kind, recipe.factory, recipe.copies):
+        return f"{recipe.factory} is due after {details.get('factory')}"
+    if store.n_rows > _MOST_GROWTH * n_trained:
+        return f"it was trained when there were {n_trained:,} slots, of now {store.n_rows:,}"
+    if asked.max_memory_bytes is not None and max(recipe.n_bytes, current.n_bytes) > asked.max_memory_bytes:
+        return f"it takes more than --max-index-memory {asked.max_memory_bytes:,}"
+    return "" if "search" in details else "it was too small to be tuned"
 
 
 def _check(

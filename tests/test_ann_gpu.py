@@ -161,6 +161,26 @@ def test_a_gpu_searches_its_copy_where_it_can(ann_index: Path, kind: str, monkey
         assert found_share(one.slots, [set(slots.tolist()) for slots in other.slots]) >= 0.95
 
 
+@pytest.mark.parametrize(("share", "is_answered"), [(0.999, True), (0.7, True), (0.3, True), (0.001, False)])
+def test_a_copy_leaves_out_what_is_not_allowed_and_says_so_where_too_little_is(
+    share: float, is_answered: bool, ann_index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, _ = rebuild_generation(ann_index, AnnOptions(kind="IVF32,SQ8"), tell_nobody)
+    allowed = Allowed.only(np.flatnonzero(np.random.default_rng(0).random(N) < share), N)
+    queries = clustered(20, DIM, 2)
+    index = Generation(ann_index, row, DIM).index
+    expected = index.search(queries, 10, allowed=allowed.bits)  # all lists
+    let_faiss_have_a_gpu(monkeypatch)
+    gpu = Gpu.find("cuda")
+    assert gpu is not None
+    assert index.copy_to(gpu)
+    answer = index._allowed_by_copy(queries, 10, index.max_probes, allowed.bits)
+    assert (answer is not None) is is_answered
+    for found in (index.search(queries, 10, allowed=allowed.bits), answer or expected):
+        np.testing.assert_array_equal(found[1], expected[1])
+        np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
+
+
 def test_a_copy_on_a_gpu_that_fails_leaves_the_search_to_the_cpu(
     ann_index: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -185,16 +185,7 @@ class Generation:
 
 def _open(directory: Path, row: GenerationRow, dim: int, *, check_every_byte: bool, is_mapped: bool = True) -> Any:  # noqa: ANN401 - faiss is untyped
     """Return the FAISS index of a generation; `Generation` says more."""
-    path = own_path(directory, row.name)
-    os.close(open_regular(path, os.O_RDONLY))
-    if path.stat().st_size != row.n_bytes or (
-        (check_every_byte or row.n_bytes <= HASHED_AT_OPEN_BYTES) and _hash(path) != row.sha256
-    ):
-        msg = f"{path} is damaged: size or hash is not what the database records; the next build or add makes it anew"
-        raise IndexCorruptError(msg)
-    if row.kind not in set(Kind):
-        msg = f"{path} is of the kind {row.kind!r}, which this version does not know; exact search still works"
-        raise IndexCorruptError(msg)
+    path = _checked_file(directory, row, check_every_byte=check_every_byte)
     try:
         index = _read(path, row.n_bytes, is_mapped=is_mapped)
     except (MemoryError, RuntimeError) as error:
@@ -207,6 +198,21 @@ def _open(directory: Path, row: GenerationRow, dim: int, *, check_every_byte: bo
         msg = f"{path} holds {index.ntotal} vectors of {index.d} dimensions, not {n_codes} of {dim}"
         raise IndexCorruptError(msg)
     return index
+
+
+def _checked_file(directory: Path, row: GenerationRow, *, check_every_byte: bool) -> Path:
+    """Return the path of the file of a generation, which is what the database records as far as that is checked."""
+    path = own_path(directory, row.name)
+    os.close(open_regular(path, os.O_RDONLY))
+    if path.stat().st_size != row.n_bytes or (
+        (check_every_byte or row.n_bytes <= HASHED_AT_OPEN_BYTES) and _hash(path) != row.sha256
+    ):
+        msg = f"{path} is damaged: size or hash is not what the database records; the next build or add makes it anew"
+        raise IndexCorruptError(msg)
+    if row.kind not in set(Kind):
+        msg = f"{path} is of the kind {row.kind!r}, which this version does not know; exact search still works"
+        raise IndexCorruptError(msg)
+    return path
 
 
 def _read(path: Path, n_bytes: int, *, is_mapped: bool) -> Any:  # noqa: ANN401 - faiss is untyped
@@ -238,10 +244,10 @@ def _effort(row: GenerationRow, index: AnnIndex) -> Effort:
             return Effort(probes=index.max_probes, depth=100)
 
 
-def is_usable(directory: Path, row: GenerationRow, dim: int) -> bool:
-    """Tell whether a generation that the database names can be opened."""
+def is_usable(directory: Path, row: GenerationRow) -> bool:
+    """Tell whether the file of a generation is there, as far as that can be told without reading a large one."""
     try:
-        Generation(directory, row, dim)
+        _checked_file(directory, row, check_every_byte=False)
     except (FileNotFoundError, IndexCorruptError):
         return False
     return True
