@@ -54,8 +54,8 @@ def nearest_filtered(
         FilterError: no document has a field that the filter names.
         As `nearest`.
     """
-    if wanted in view.filtered:
-        return nearest(view, queries, k, view.filtered[wanted], exact=exact)
+    if (known := view.filtered.get(wanted)) is not None:
+        return nearest(view, queries, k, known, exact=exact)
     may_look_up = len(queries) == 1 and not exact
     with reader.transaction() as seq:
         if seq != view.snapshot.seq:  # a newer commit may have other fields

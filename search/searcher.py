@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -65,7 +65,7 @@ class _Ask:
 
 
 class Searcher:
-    """Answers queries from one index; safe to share between threads, each search sees one commit of the index."""
+    """Answers queries from one index. Any number of threads may search at once; each search sees one commit."""
 
     def __init__(
         self, directory: Path, *, model: str | None = None, allow_download: bool = False, device: str | None = None
@@ -77,6 +77,7 @@ class Searcher:
         self._allow_download = allow_download
         self._encoder: QueryEncoder | None = None
         self._n_encoding = 0
+        self._idle: list[SnapshotReader] = []
         self._lock = RLock()
         try:
             self.contract = Contract.from_json(self._reader.setting("contract"))
@@ -125,11 +126,13 @@ class Searcher:
         """Close the files of the index, and let go of the model once no thread encodes with it."""
         with self._lock:
             if self._view is not None:
-                self._view.close()
+                self._view.retire()
                 self._view = None
             self._let_go_of_model()
             self._card = None
-            self._reader.close()
+            for reader in (self._reader, *self._idle):
+                reader.close()
+            self._idle.clear()
 
     @property
     def is_complete(self) -> bool:
@@ -152,7 +155,7 @@ class Searcher:
                 return False
             self._view = self._open_view()
             self._view.take_generation(old)
-            old.close()
+            old.retire()
             return True
 
     def search(
@@ -229,15 +232,14 @@ class Searcher:
             UsageError: the index does not have the id.
         """
         id_ = as_id(id_)
-        with self._lock:
-            with self._newest() as view:  # slots and vectors of one commit
-                slots = self._reader.document_slots(id_)
-                if not slots:
-                    msg = f"the index has no document with id {id_!r}"
-                    raise UsageError(msg)
-                query = view.vectors.rows(np.array(slots, np.int64)).mean(axis=0, keepdims=True)
-            query /= np.linalg.norm(query)
-            return self._search(query, _Ask(k, where, passages, exact, with_text, id_))[0]
+        with self._newest() as view:  # slots and vectors of one commit
+            slots = self._reader.document_slots(id_)
+            if not slots:
+                msg = f"the index has no document with id {id_!r}"
+                raise UsageError(msg)
+            query = view.vectors.rows(np.array(slots, np.int64)).mean(axis=0, keepdims=True)
+        query /= np.linalg.norm(query)
+        return self._search(query, _Ask(k, where, passages, exact, with_text, id_))[0]
 
     def types_of(self, where: Where) -> dict[str, list[str]]:
         """Return the JSON types of the fields that a filter asks about, as the documents hold them."""
@@ -261,6 +263,38 @@ class Searcher:
             with self._reader.transaction():
                 self.refresh()
                 yield self._current()
+
+    @contextmanager
+    def _held(self) -> Iterator[View]:
+        """Give the view for a block, in which its files stay open."""
+        with self._lock:
+            view = self._current()
+            view.take()
+        try:
+            yield view
+        finally:
+            view.let_go()
+
+    @contextmanager
+    def _reading(self) -> Iterator[SnapshotReader]:
+        """Give a connection to the database that no other thread uses in the block."""
+        with self._lock:
+            index_uuid = self._current().snapshot.layout.index_uuid
+            reader = self._idle.pop() if self._idle else None
+        if reader is None:
+            reader = SnapshotReader(self.directory)
+            if reader.snapshot().layout.index_uuid != index_uuid:
+                reader.close()
+                msg = f"{self.directory} is another index than the one that was opened; open it anew"
+                raise UsageError(msg)
+        try:
+            yield reader
+        finally:
+            with self._lock:
+                if self._view is None:
+                    reader.close()
+                else:
+                    self._idle.append(reader)
 
     @contextmanager
     def _query_encoder(self) -> Iterator[QueryEncoder]:
@@ -302,39 +336,42 @@ class Searcher:
 
     def _search(self, queries: NDArray[np.float32], ask: _Ask) -> list[Hits]:
         """Search outside of any transaction, and again if a commit came in between; at last within one."""
-        with self._lock:
+        # A GPU does one thing at a time.
+        with self._reading() as reader, self._lock if self._card is not None else nullcontext():
             for _ in range(_TRIES):
-                hits = self._try_search(queries, ask)
+                with self._held() as view:
+                    hits = self._try_search(view, reader, queries, ask)
                 if hits is not None:
                     return hits
                 self.refresh()
-            with self._reader.transaction():
-                self.refresh()
-                hits = self._try_search(queries, ask)
-            if hits is None:
-                msg = f"{self.directory}: the files of the index changed under a read transaction; run again"
-                raise IndexCorruptError(msg)
-            return hits
+        # One connection for all of it: a commit that waits for one lets no second one in.
+        with self._newest() as view:
+            hits = self._try_search(view, self._reader, queries, ask)
+        if hits is None:
+            msg = f"{self.directory}: the files of the index changed under a read transaction; run again"
+            raise IndexCorruptError(msg)
+        return hits
 
-    def _try_search(self, queries: NDArray[np.float32], ask: _Ask) -> list[Hits] | None:
+    def _try_search(
+        self, view: View, reader: SnapshotReader, queries: NDArray[np.float32], ask: _Ask
+    ) -> list[Hits] | None:
         """Return the hits, None when a commit made them stale."""
-        view = self._current()
         n_wanted = ask.k + (ask.without is not None)
         while True:
             try:
-                found = self._nearest(view, queries, n_wanted, ask)
+                found = _nearest(view, reader, queries, n_wanted, ask)
             except FileNotFoundError as error:
-                if self._reader.seq() != view.snapshot.seq:
+                if reader.seq() != view.snapshot.seq:
                     return None
                 view.do_without_generation(str(error))
                 continue
             if found is None:
                 return None
-            with self._reader.transaction() as seq:
+            with reader.transaction() as seq:
                 if seq != view.snapshot.seq:
                     return None
                 wanted_slots = {int(slot) for row in found.slots for slot in row}
-                passages = self._reader.passages(sorted(wanted_slots))
+                passages = reader.passages(sorted(wanted_slots))
             if missing := wanted_slots - passages.keys():
                 msg = f"{self.directory} is damaged: slot {min(missing)} has no document; {mend(self.directory)}"
                 raise IndexCorruptError(msg)
@@ -344,12 +381,12 @@ class Searcher:
                 return hits
             n_wanted *= 4
 
-    def _nearest(self, view: View, queries: NDArray[np.float32], k: int, ask: _Ask) -> Nearest | None:
-        """Return the k nearest slots that are wanted, None when a commit came in between."""
-        if ask.where is None:
-            return nearest(view, queries, k, view.live(), exact=ask.exact)
-        wanted = parse_filter(ask.where)
-        return nearest_filtered(view, self._reader, queries, k, wanted, exact=ask.exact)
+
+def _nearest(view: View, reader: SnapshotReader, queries: NDArray[np.float32], k: int, ask: _Ask) -> Nearest | None:
+    """Return the k nearest slots that are wanted, None when a commit came in between."""
+    if ask.where is None:
+        return nearest(view, queries, k, view.live(), exact=ask.exact)
+    return nearest_filtered(view, reader, queries, k, parse_filter(ask.where), exact=ask.exact)
 
 
 def _open_card(device: str | None) -> Card | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from indexer.ann.generation import Generation
 from indexer.ann.gpu import Gpu
 from indexer.errors import IndexCorruptError
 from indexer.filters import Filter
+from indexer.generations import GenerationRow
 from indexer.snapshot import Snapshot
 from indexer.vectors import VectorReader
 
@@ -31,7 +33,7 @@ _ROWS_A_LOOKUP = 200  # whose metadata is passed over in the time that it takes 
 class View:
     """A snapshot with its files opened; the generation is opened when a search first needs it.
 
-    `card` is the GPU that searches, None for the CPU.
+    Any number of threads may search it at once. `card` is the GPU that searches, None for the CPU.
     """
 
     directory: Path
@@ -43,6 +45,9 @@ class View:
     _live: Allowed | None = None
     _generation: Generation | None = None
     _trouble: str = ""
+    _guard: Lock = field(default_factory=Lock)
+    _n_users: int = 0
+    _is_retired: bool = False
 
     @classmethod
     def open(cls, directory: Path, snapshot: Snapshot, card: Card | None = None) -> View:
@@ -55,10 +60,27 @@ class View:
         vectors = VectorReader(directory, snapshot.vector_file, snapshot.layout, snapshot.n_rows)
         return cls(directory, snapshot, vectors, card)
 
-    def close(self) -> None:
-        """Let go of the files."""
-        self.vectors.close()
-        self._generation = None
+    def take(self) -> None:
+        """Keep the files open for one more search, until `let_go`."""
+        with self._guard:
+            self._n_users += 1
+
+    def let_go(self) -> None:
+        """End what `take` began."""
+        with self._guard:
+            self._n_users -= 1
+            self._close_if_unused()
+
+    def retire(self) -> None:
+        """Let go of the files once no search uses them any more."""
+        with self._guard:
+            self._is_retired = True
+            self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self._is_retired and not self._n_users:
+            self.vectors.close()
+            self._generation = None
 
     def live(self) -> Allowed:
         """Return the live slots."""
@@ -68,10 +90,12 @@ class View:
 
     def keep(self, wanted: Filter, slots: NDArray[np.int64]) -> Allowed:
         """Remember the slots that meet a filter, int64 ascending, and return them."""
-        if len(self.filtered) >= _CACHED_FILTERS:
-            self.filtered.pop(next(iter(self.filtered)))
-        self.filtered[wanted] = Allowed.only(slots, self.snapshot.n_rows)
-        return self.filtered[wanted]
+        allowed = Allowed.only(slots, self.snapshot.n_rows)
+        with self._guard:
+            if len(self.filtered) >= _CACHED_FILTERS:
+                self.filtered.pop(next(iter(self.filtered)))
+            self.filtered[wanted] = allowed
+        return allowed
 
     def is_searched(self) -> bool:
         """Tell whether a search has opened the generation."""
@@ -87,10 +111,11 @@ class View:
 
     def count_lookups(self, wanted: Filter, n: int) -> None:
         """Take down that so many slots were looked up for a filter."""
-        before = self._looked_up.pop(wanted, 0)
-        if len(self._looked_up) >= _CACHED_FILTERS:
-            self._looked_up.pop(next(iter(self._looked_up)))
-        self._looked_up[wanted] = before + n
+        with self._guard:
+            before = self._looked_up.pop(wanted, 0)
+            if len(self._looked_up) >= _CACHED_FILTERS:
+                self._looked_up.pop(next(iter(self._looked_up)))
+            self._looked_up[wanted] = before + n
 
     def held_by_card(self) -> Card | None:
         """Return the GPU with the vectors, None when there is none or they do not fit."""
@@ -110,18 +135,20 @@ class View:
             MissingExtraError: no FAISS wheel is installed.
         """
         row = self.snapshot.generation
-        if row is None or self._trouble:
-            return None
-        if self._generation is None:
-            try:
-                self._generation = Generation(self.directory, row, self.snapshot.layout.dim)
-            except IndexCorruptError as error:
-                self.do_without_generation(str(error))
-            else:
-                gpu = None if self.card is None else Gpu.find(str(self.card.device))
-                if gpu is not None:
-                    self._generation.index.copy_to(gpu)
-        return self._generation
+        with self._guard:
+            if row is not None and not self._trouble and self._generation is None:
+                self._open_generation(row)
+            return None if self._trouble else self._generation
+
+    def _open_generation(self, row: GenerationRow) -> None:
+        try:
+            self._generation = Generation(self.directory, row, self.snapshot.layout.dim)
+        except IndexCorruptError as error:
+            self.do_without_generation(str(error))
+        else:
+            gpu = None if self.card is None else Gpu.find(str(self.card.device))
+            if gpu is not None:
+                self._generation.index.copy_to(gpu)
 
     def do_without_generation(self, reason: str) -> None:
         """Let exact search take the place of the generation for as long as this view lasts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import indexer.upkeep
 import search.filtered
 import search.nearest
 import search.searcher
+import search.view
 from indexer.ann.engine import AnnIndex
 from indexer.config import VectorDtype
 from indexer.delete import delete_documents
@@ -511,3 +513,97 @@ def test_threads_that_share_a_searcher_each_see_one_commit(tmp_path: Path) -> No
         assert len(searcher.search("x", 100)) == sizes[-1]
     assert wrong == []
     assert answered
+
+
+class Held:
+    """Holds up whoever calls it, until it is let go."""
+
+    def __init__(self, real: Callable[..., Any]) -> None:
+        self._real = real
+        self.is_there, self.goes_on = threading.Event(), threading.Event()
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.is_there.set()
+        assert self.goes_on.wait(60)
+        return self._real(*args, **options)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Held:
+    """Holds up the pass over the metadata that a new filter takes."""
+    held = Held(SnapshotReader.matching_slots)
+    monkeypatch.setattr(SnapshotReader, "matching_slots", lambda *args: held(*args))
+    return held
+
+
+def test_a_search_waits_for_no_other(tmp_path: Path, held: Held) -> None:
+    build(tmp_path, records(40))
+    oracle = Oracle().put(records(40))
+    with searching(tmp_path) as searcher, ThreadPoolExecutor() as threads:
+        slow = threads.submit(searcher.search, "text number 7", 5, where={"even": True})
+        assert held.is_there.wait(60)
+        oracle.check_searcher(searcher, QUERIES, 10)
+        assert not slow.done()
+        held.goes_on.set()
+        expected = oracle.nearest(fake_vector("text number 7"), 5, lambda record: record["even"])
+        assert [hit.id for hit in slow.result(60)] == [id_ for id_, _ in expected]
+
+
+def test_a_search_that_is_under_way_keeps_its_files_when_the_searcher_is_closed_or_a_commit_comes(
+    tmp_path: Path, held: Held
+) -> None:
+    build(tmp_path, records(40))
+    with searching(tmp_path) as searcher, ThreadPoolExecutor() as threads:
+        vectors = searcher._view.vectors
+        slow = threads.submit(searcher.search, "text number 7", 5, where={"n": {"$lt": 20}})
+        assert held.is_there.wait(60)
+        searcher.close()
+        assert vectors.rows(np.array([3])).shape == (1, 16)
+        held.goes_on.set()
+        assert slow.result(60)[0].id == "d7"
+        with pytest.raises(IndexError):
+            vectors.rows(np.array([3]))  # let go of now
+
+
+def test_an_index_that_takes_the_place_of_another_is_not_mixed_with_it(tmp_path: Path, held: Held) -> None:
+    for name in ("blue", "green"):
+        build(tmp_path / name, [{**record, "text": f"{name} {record['n']}"} for record in records(40)])
+    with searching(tmp_path / "blue") as searcher, ThreadPoolExecutor() as threads:
+        slow = threads.submit(searcher.search, "blue 7", 5, where={"n": {"$lt": 20}})
+        assert held.is_there.wait(60)
+        (tmp_path / "blue").rename(tmp_path / "old")
+        (tmp_path / "green").rename(tmp_path / "blue")
+        with pytest.raises(UsageError, match="another index than the one that was opened"):
+            searcher.search("blue 7")
+        held.goes_on.set()
+        assert slow.result(60)[0].text == "blue 7"
+
+
+@pytest.mark.parametrize("way", ["exact", "generation"])
+def test_many_threads_with_many_filters_find_what_brute_force_finds(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose(way, monkeypatch)
+    monkeypatch.setattr(search.view, "_CACHED_FILTERS", 3)
+    build(tmp_path, records(120))
+    oracle = Oracle().put(records(120))
+    ended = threading.Event()
+
+    def ask(searcher: Searcher, number: int) -> int:
+        rng, n = np.random.default_rng(number), 0
+        while not ended.is_set() or n < 30:
+            most, text = int(rng.integers(5, 100)), f"text number {rng.integers(120)}"
+            hits = searcher.search(text, 4, where={"n": {"$lt": most}})
+            expected = oracle.nearest(fake_vector(text), 4, lambda record: record["n"] < most)  # noqa: B023
+            assert [hit.id for hit in hits] == [id_ for id_, _ in expected]
+            n += 1
+        return n
+
+    with searching(tmp_path) as searcher, ThreadPoolExecutor() as threads:
+        asking = [threads.submit(ask, searcher, number) for number in range(4)]
+        try:
+            for n in range(8):  # commits that change no answer
+                build(tmp_path, [{**records(120)[119], "m": n}])
+        finally:
+            ended.set()
+        assert all(each.result(120) >= 30 for each in asking)
