@@ -21,7 +21,15 @@ from indexer.corpus import Source, check_sources, read_corpus, source_name
 from indexer.documents import Document, Place, is_storable
 from indexer.encoder.contract import CANARY_TEXTS, Contract
 from indexer.errors import ContractError, CorpusError, EncoderError, IndexNotFoundError, UsageError
-from indexer.files import DATABASE, LOCK, directory_bytes, is_own_name, make_directory, storage_errors
+from indexer.files import (
+    DATABASE,
+    LOCK,
+    directory_bytes,
+    is_own_name,
+    make_directory,
+    storage_errors,
+    sync_directory,
+)
 from indexer.ingest import COMMIT_SECONDS, COMMIT_TEXTS, Ingest, TextEncoder, heap_set_aside
 from indexer.lock import writer_lock
 from indexer.progress import BuildReport, OnProgress, Phase, Progress, Stopwatch, tell_nobody
@@ -104,8 +112,15 @@ def run_build(
         with writer_lock(directory):  # says at once that another writer is at work, not after the model is loaded
             pass
     tell(Progress(phase=Phase.LOAD))
+    load = load_encoder or load_bulk_encoder
     with watch.stage("load"):
-        encoder = (load_encoder or load_bulk_encoder)(options.encoder, contract=recorded.contract if recorded else None)
+        try:
+            encoder = load(options.encoder, contract=recorded.contract if recorded else None)
+        except ContractError:
+            if options.adds or not _discard_empty(directory):
+                raise
+            recorded = None
+            encoder = load(options.encoder, contract=None)
     check_recipe(options.ann, encoder.contract.dim, options.encoder.device)
     report.warnings += encoder.warnings
     tell(Progress(phase=Phase.ENCODE, warnings=tuple(encoder.warnings)))
@@ -187,6 +202,17 @@ def _check_target(directory: Path) -> None:
         if foreign:
             msg = f"{directory} is not an index and holds other files ({foreign[0]}); give --out another directory"
             raise UsageError(msg)
+
+
+def _discard_empty(directory: Path) -> bool:
+    """Remove an index without a single vector, so that it can be begun anew with other options; tell whether it was."""
+    with writer_lock(directory), closing(Store.open(directory)) as store, storage_errors(directory):
+        if store.n_rows:
+            return False
+        for name in (DATABASE, store.vector_file):
+            (directory / name).unlink()
+        sync_directory(directory)
+    return True
 
 
 def _settle(options: BuildOptions, recorded: Recorded | None) -> ReadOptions:

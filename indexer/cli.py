@@ -11,6 +11,8 @@ from typer.core import TyperGroup
 
 from indexer.config import DEFAULT_MODEL, Dtype, IfExists, OnError, Pooling, VectorDtype
 
+_READING = {"query", "eval", "info", "verify"}
+
 
 class _Commands(TyperGroup):
     """The commands; typer alone would end an interrupted one without a word."""
@@ -21,7 +23,8 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            say("interrupted: what was committed stands; run the same command again")
+            is_reading = ctx.invoked_subcommand in _READING
+            say("interrupted" + ("" if is_reading else ": what was committed stands; run the same command again"))
             raise typer.Exit(130) from error
 
 

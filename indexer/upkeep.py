@@ -254,7 +254,8 @@ def _rebuild(store: Store, asked: AnnOptions, on_progress: OnProgress, device: s
     if asked.max_memory_bytes is not None and row.n_bytes > asked.max_memory_bytes:
         warnings.append(
             f"the {row.kind} index takes {row.n_bytes:,} bytes, more than --max-index-memory "
-            f"{asked.max_memory_bytes:,}; no kind that was tried is smaller"
+            f"{asked.max_memory_bytes:,}; "
+            + ("there are no smaller codes" if recipe.kind is Kind.IVF else "--kind ivf makes a smaller one")
         )
     store.replace_generation(replace(row, details=details))
     return warnings

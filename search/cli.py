@@ -67,7 +67,7 @@ def query(
         if where and answers and not any(answers):
             held = "; ".join(f"{name}: {', '.join(types)}" for name, types in searcher.types_of(where).items())
             others = "document" if like is None else "other document"
-            say(f"note: no {others} meets the filter; types never cross, and the fields hold {held}")
+            say(f"note: no {others} meets the filter" + (held and f"; types never cross, and the fields hold {held}"))
     form = form or (Format.TABLE if sys.stdout.isatty() else Format.JSONL)
     width = shutil.get_terminal_size().columns
     for line in render(form, asked, answers, width=width, hidden=searcher.text_fields):

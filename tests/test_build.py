@@ -116,6 +116,21 @@ def test_error_refuses_other_content_but_not_an_identical_record(tmp_path: Path)
     assert (report.rejected, report.unchanged, report.encoded) == (1, 1, 1)
 
 
+def test_an_index_without_a_vector_takes_other_options(tmp_path: Path) -> None:
+    spoilt = write(tmp_path / "spoilt.jsonl", [], "{")
+    out = tmp_path / "index"
+    with pytest.raises(CorpusError):
+        build(out, spoilt)
+    assert (out / "index.db").exists()
+    other = FakeEncoder(chunk_tokens=4)
+    options = EncoderOptions(chunk_tokens=8)
+    assert build(out, records(3), encoder=other, encoder_options=options).documents == 3
+    assert verify_index(out, deep=True) == []
+    with pytest.raises(ContractError):
+        build(out, records(3), encoder_options=EncoderOptions(chunk_tokens=9))
+    assert ids(out) == ["d0", "d1", "d2"]
+
+
 # Records that cannot be used.
 
 
