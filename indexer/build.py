@@ -6,39 +6,31 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from indexer.ann.engine import require_faiss
 from indexer.ann.kinds import AnnOptions
 from indexer.config import EncoderOptions, IfExists, OnError, ReadOptions, VectorDtype
 from indexer.corpus import Source, check_sources, read_corpus, source_name
 from indexer.documents import Document, Place, is_storable
-from indexer.encoder.contract import CANARY_TEXTS, Contract
-from indexer.errors import ContractError, CorpusError, EncoderError, IndexNotFoundError, UsageError
-from indexer.files import (
-    DATABASE,
-    LOCK,
-    directory_bytes,
-    is_own_name,
-    make_directory,
-    storage_errors,
-    sync_directory,
-)
+from indexer.errors import ContractError, CorpusError, IndexNotFoundError, UsageError
+from indexer.files import directory_bytes, make_directory, storage_errors
 from indexer.ingest import COMMIT_SECONDS, COMMIT_TEXTS, Ingest, TextEncoder, heap_set_aside
 from indexer.lock import writer_lock
+from indexer.opening import (
+    REJECTS,
+    TextEncoderLoader,
+    check_target,
+    discard_empty,
+    load_bulk_encoder,
+    open_store,
+    read_recorded,
+    settle,
+)
 from indexer.progress import BuildReport, OnProgress, Phase, Progress, Stopwatch, tell_nobody
-from indexer.snapshot import SnapshotReader
 from indexer.store import Store
 from indexer.upkeep import bring_generation_up_to_date, check_recipe
-
-REJECTS = "rejects.jsonl"
-CANARY_COSINE = 0.999
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,12 +66,6 @@ class BuildOptions:
             raise UsageError(msg)
 
 
-class TextEncoderLoader(Protocol):
-    """Makes the encoder of a build: from options alone, or for an index with a contract."""
-
-    def __call__(self, options: EncoderOptions, *, contract: Contract | None) -> TextEncoder: ...  # noqa: D102
-
-
 def run_build(
     sources: Sequence[Source],
     directory: Path,
@@ -106,8 +92,8 @@ def run_build(
         msg = f"{directory} is not an index; build one with: index build SOURCE --out {directory}"
         raise IndexNotFoundError(msg)
     if recorded is None:
-        _check_target(directory)
-    read = _settle(options, recorded)
+        check_target(directory)
+    read = settle(options.read, options.vector_dtype, recorded, adds=options.adds)
     if recorded is not None:
         with writer_lock(directory):  # says at once that another writer is at work, not after the model is loaded
             pass
@@ -117,7 +103,7 @@ def run_build(
         try:
             encoder = load(options.encoder, contract=recorded.contract if recorded else None)
         except ContractError:
-            if options.adds or not _discard_empty(directory):
+            if options.adds or not discard_empty(directory):
                 raise
             recorded = None
             encoder = load(options.encoder, contract=None)
@@ -130,7 +116,7 @@ def run_build(
     with (
         closing(encoder),
         writer_lock(directory),
-        closing(_open_store(directory, encoder, options, read, recorded)) as store,
+        closing(open_store(directory, encoder, options.vector_dtype or VectorDtype.F16, read, recorded)) as store,
         heap_set_aside(),
     ):
         run = _Run(store, encoder, options, read, report, watch, tell)
@@ -155,149 +141,6 @@ def run_build(
 def _index_fields(store: Store, names: Sequence[str]) -> list[str]:
     unknown = store.index_fields(names)
     return [f"--index-field {name}: no scalar field of this name has a column; it was not indexed" for name in unknown]
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """What an index records of how it is made."""
-
-    contract: Contract
-    read: ReadOptions
-    vector_dtype: VectorDtype
-    n_rows: int
-
-
-def read_recorded(directory: Path) -> Recorded | None:
-    """Return what the index at a path records, None when there is no index yet.
-
-    Raises:
-        IndexFormatError: this version cannot read it.
-        IndexCorruptError: the database is damaged.
-    """
-    try:
-        reader = SnapshotReader(directory)
-    except IndexNotFoundError:
-        return None
-    with closing(reader):
-        read, snapshot = reader.setting("read"), reader.snapshot()
-        return Recorded(
-            Contract.from_json(reader.setting("contract")),
-            ReadOptions(
-                text_fields=tuple(read["text_fields"]),
-                id_field=read["id_field"],
-                columns=tuple(read["columns"]) if read["columns"] else None,
-            ),
-            snapshot.layout.dtype,
-            snapshot.n_rows,
-        )
-
-
-def _check_target(directory: Path) -> None:
-    if directory.exists() and not directory.is_dir():
-        msg = f"{directory} is a file; give --out a directory that is new, empty or an index"
-        raise UsageError(msg)
-    if directory.is_dir():
-        ours = {DATABASE, f"{DATABASE}-journal", LOCK, REJECTS}
-        foreign = sorted(p.name for p in directory.iterdir() if p.name not in ours and not is_own_name(p.name))
-        if foreign:
-            msg = f"{directory} is not an index and holds other files ({foreign[0]}); give --out another directory"
-            raise UsageError(msg)
-
-
-def _discard_empty(directory: Path) -> bool:
-    """Remove an index without a single vector, so that it can be begun anew with other options; tell whether it was."""
-    with writer_lock(directory), closing(Store.open(directory)) as store, storage_errors(directory):
-        if store.n_rows:
-            return False
-        for name in (DATABASE, store.vector_file):
-            (directory / name).unlink()
-        sync_directory(directory)
-    return True
-
-
-def _settle(options: BuildOptions, recorded: Recorded | None) -> ReadOptions:
-    """Return how records are read, after refusing options that contradict the index."""
-    if recorded is None:
-        return options.read or ReadOptions()
-    advice = "leave the option out, or build another directory"
-    if options.vector_dtype not in (None, recorded.vector_dtype):
-        raise ContractError("vector-dtype", recorded.vector_dtype.value, options.vector_dtype.value, advice)
-    if options.read is None:
-        return recorded.read
-    if options.adds or recorded.n_rows == 0:
-        return options.read
-    for option, name in (("text-field", "text_fields"), ("id-field", "id_field"), ("columns", "columns")):
-        stored, given = getattr(recorded.read, name), getattr(options.read, name)
-        if stored != given:
-            raise ContractError(option, _shown(stored), _shown(given), advice)
-    return options.read
-
-
-def _shown(value: str | tuple[str, ...] | None) -> str | None:
-    return ",".join(value) if isinstance(value, tuple) else value
-
-
-def load_bulk_encoder(options: EncoderOptions, *, contract: Contract | None) -> TextEncoder:
-    """Load the encoder of a model; `BulkEncoder.load` says more."""
-    from indexer.encoder.bulk import BulkEncoder
-
-    return BulkEncoder.load(options, contract=contract)
-
-
-def _open_store(
-    directory: Path, encoder: TextEncoder, options: BuildOptions, read: ReadOptions, recorded: Recorded | None
-) -> Store:
-    with storage_errors(directory):
-        if recorded is not None:
-            store = Store.open(directory)
-            try:
-                check_canaries(store.canaries(), encoder)
-                if store.n_rows == 0:
-                    store.set_setting("read", asdict(read))
-            except BaseException:
-                store.close()
-                raise
-            return store
-        if read_recorded(directory) is not None:
-            msg = f"{directory} became an index while the model was loaded; run again to add to it"
-            raise UsageError(msg)
-        settings: dict[str, object] = {
-            "contract": encoder.contract.to_json(),
-            "read": json.loads(json.dumps(asdict(read))),
-            "recorded": {
-                "clsindex": version("clsindex"),
-                "device": encoder.device,
-                "dtype": encoder.dtype,
-                "engine": encoder.engine,
-            },
-        }
-        return Store.create(
-            directory,
-            dim=encoder.contract.dim,
-            vector_dtype=options.vector_dtype or VectorDtype.F16,
-            settings=settings,
-            canaries=list(zip(CANARY_TEXTS, encoder.encode(CANARY_TEXTS), strict=True)),
-        )
-
-
-def check_canaries(canaries: Sequence[tuple[str, NDArray[np.float32]]], encoder: TextEncoder) -> None:
-    """Check that the encoder still gives the vectors that it gave when the index was created.
-
-    Args:
-        canaries: texts with their vectors, (d,) float32.
-        encoder: the one to check.
-
-    Raises:
-        EncoderError: a cosine is below 0.999.
-    """
-    vectors = encoder.encode([text for text, _ in canaries])
-    cosines = [float(now_ @ then) for now_, (_, then) in zip(vectors, canaries, strict=True)]
-    if not all(cosine >= CANARY_COSINE for cosine in cosines):  # a NaN is not
-        msg = (
-            f"the model no longer gives the vectors that it gave when the index was created (cosine {min(cosines):.4f} "
-            f"on a canary text, at least {CANARY_COSINE} is needed); use the same model and libraries, or build anew"
-        )
-        raise EncoderError(msg)
 
 
 class _Run:

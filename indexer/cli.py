@@ -256,87 +256,6 @@ def info(directory: DirectoryArgument, json: JsonOption = False) -> None:
         typer.echo(_info_text(facts))
 
 
-@app.command()
-def rebuild(
-    directory: DirectoryArgument,
-    kind: KindOption = None,
-    target_recall: TargetRecallOption = None,
-    max_index_memory: MaxIndexMemoryOption = None,
-    device: Annotated[
-        str | None, typer.Option(help="GPU that FAISS may use, e.g. cuda:1, or cpu. Default: the first, if any.")
-    ] = None,
-    json: JsonOption = False,
-) -> None:
-    """Make another FAISS index of the vectors that are there; nothing is encoded."""
-    from indexer.ann.kinds import AnnOptions
-    from indexer.console import ProgressDisplay, say, stop_on_terminate
-    from indexer.info import generation_text
-    from indexer.upkeep import rebuild_generation
-
-    asked = AnnOptions.of(kind, target_recall, max_index_memory)
-    with stop_on_terminate(), ProgressDisplay() as display:
-        row, warnings = rebuild_generation(directory, asked, display, device)
-    for warning in warnings:
-        say(f"warning: {warning}")
-    if json:
-        print_json({**row.to_json(), "warnings": warnings})
-    else:
-        typer.echo(f"{directory}: {generation_text(row.to_json())}")
-
-
-@app.command()
-def tune(
-    directory: DirectoryArgument,
-    target_recall: TargetRecallOption = None,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw recall against latency into this PNG (extra: plot).")
-    ] = None,
-    json: JsonOption = False,
-) -> None:
-    """Measure recall against latency on vectors of the index, and keep the fastest setting that reaches the target."""
-    from indexer.console import ProgressDisplay, stop_on_terminate
-    from indexer.upkeep import tune_generation
-
-    if plot is not None:
-        from indexer.plot import draw_tuning, require_matplotlib
-
-        require_matplotlib()
-    with stop_on_terminate(), ProgressDisplay() as display:
-        tuning = tune_generation(directory, target_recall, display)
-    if plot is not None:
-        draw_tuning(tuning, plot)
-    if json:
-        print_json(tuning.to_json())
-        return
-    typer.echo(f"{'probes':>7} {'depth':>6} {'recall@10':>10} {'ms':>7}")
-    for point in tuning.points:
-        mark = "  <- chosen" if point == tuning.chosen else ""
-        effort = f"{point.effort.probes:>7} {point.effort.depth:>6}"
-        typer.echo(f"{effort} {point.recall:>10.4f} {point.latency_ms:>7.2f}{mark}")
-    if not tuning.is_reached:
-        typer.echo(f"no setting reaches {tuning.target}; another --kind may: index rebuild {directory} --kind KIND")
-
-
-@app.command()
-def verify(
-    directory: DirectoryArgument,
-    deep: Annotated[bool, typer.Option("--deep", help="Check every byte and every text.")] = False,
-    json: JsonOption = False,
-) -> None:
-    """Check an index; problems give exit code 1."""
-    from indexer.verify import verify_index
-
-    problems = verify_index(directory, deep=deep)
-    if json:
-        print_json({"ok": not problems, "problems": problems})
-    else:
-        typer.echo(
-            "\n".join(problems) if problems else f"{directory}: no problem found" + ("" if deep else " (not --deep)")
-        )
-    if problems:
-        raise typer.Exit(1)
-
-
 def print_json(value: object) -> None:
     """Print one JSON value on a line of its own."""
     typer.echo(dumps(value, ensure_ascii=False))
@@ -355,9 +274,10 @@ def _read_options(text_field: list[str] | None, id_field: str | None, columns: s
 
 
 def _run(source: list[str], directory: Path, options: Any, json: bool) -> None:  # noqa: ANN401
-    from indexer.build import REJECTS, run_build
+    from indexer.build import run_build
     from indexer.console import ProgressDisplay, say, stop_on_terminate
     from indexer.files import DATABASE
+    from indexer.opening import REJECTS
 
     display = ProgressDisplay()
     try:

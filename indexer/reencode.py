@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.build import TextEncoderLoader, check_canaries
 from indexer.compact import Block, rewrite_vectors
 from indexer.config import EncoderOptions
 from indexer.encoder.contract import Contract
 from indexer.errors import IndexerError, StorageError
 from indexer.ingest import TextEncoder
+from indexer.opening import TextEncoderLoader, check_canaries
 from indexer.store import Store
 from indexer.vectors import VectorReader, encode_rows
 from indexer.verify import block_problem

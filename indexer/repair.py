@@ -10,7 +10,6 @@ from pathlib import Path
 
 from indexer.ann.engine import require_faiss
 from indexer.ann.generation import Generation
-from indexer.build import TextEncoderLoader, load_bulk_encoder
 from indexer.config import EncoderOptions
 from indexer.database import check_place, connect_writer, stored_json, transaction, translated
 from indexer.documents import JsonValue
@@ -18,6 +17,7 @@ from indexer.errors import IndexCorruptError, IndexNotFoundError, StorageError
 from indexer.files import DATABASE, mend
 from indexer.lock import writer_lock
 from indexer.metadata import MetadataTable
+from indexer.opening import TextEncoderLoader, load_bulk_encoder
 from indexer.reencode import find_damage, mend_vectors
 from indexer.schema import create_derived
 from indexer.store import Store
