@@ -24,8 +24,8 @@ from gpu import median_s
 from numpy.typing import NDArray
 
 from indexer.allowed import Allowed
-from indexer.ann.engine import AnnIndex, load_faiss
 from indexer.ann.gpu import Gpu
+from indexer.ann.index import AnnIndex, load_faiss
 from indexer.ann.kinds import AnnOptions, choose_recipe
 from indexer.ann.training import make_index
 from indexer.ann.tuning import Trial

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from indexer.ann.engine import Effort
+    from indexer.ann.index import Effort
     from indexer.ann.tuning import Point, Tuning
     from indexer.api import Index, build_index
     from indexer.backup import BackupReport
@@ -43,7 +43,7 @@ _HOMES = {
     "BuildReport": "indexer.progress",
     "CompactReport": "indexer.compact",
     "DeleteReport": "indexer.delete",
-    "Effort": "indexer.ann.engine",
+    "Effort": "indexer.ann.index",
     "HiddenState": "indexer.features",
     "ImportReport": "indexer.importing",
     "Index": "indexer.api",

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from indexer.ann.engine import require_faiss
+from indexer.ann.index import require_faiss
 from indexer.ann.kinds import AnnOptions
 from indexer.config import EncoderOptions, IfExists, OnError, ReadOptions, VectorDtype
 from indexer.corpus import Source, check_sources, read_corpus, source_name

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.ann.engine import require_faiss
+from indexer.ann.index import require_faiss
 from indexer.files import directory_bytes, discard
 from indexer.lock import writer_lock
 from indexer.store import Store

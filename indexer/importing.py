@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from indexer.ann.engine import require_faiss
+from indexer.ann.index import require_faiss
 from indexer.ann.kinds import Kind
 from indexer.encoder.contract import Contract
 from indexer.errors import IndexCorruptError

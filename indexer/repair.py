@@ -8,8 +8,8 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from indexer.ann.engine import require_faiss
 from indexer.ann.generation import Generation
+from indexer.ann.index import require_faiss
 from indexer.config import EncoderOptions
 from indexer.database import check_place, connect_writer, stored_json, transaction, translated
 from indexer.documents import JsonValue

@@ -8,9 +8,9 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from indexer.ann.engine import empty_index
 from indexer.ann.generation import Generation, build_generation, grow_generation, is_usable
 from indexer.ann.gpu import Gpu
+from indexer.ann.index import empty_index
 from indexer.ann.kinds import LEAST_FOR_CAGRA, AnnOptions, Kind, Recipe, choose_recipe
 from indexer.ann.training import OnStep
 from indexer.ann.tuning import Tuning

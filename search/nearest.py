@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.allowed import Allowed
-from indexer.ann.engine import AnnIndex, Effort
 from indexer.ann.generation import Generation
+from indexer.ann.index import AnnIndex, Effort
 from indexer.ann.kinds import Kind
 from indexer.exact import rank, scan, share_of_scores
 from indexer.vectors import VectorReader

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from indexer.allowed import Allowed
-from indexer.ann.engine import AnnIndex
+from indexer.ann.index import AnnIndex
 from indexer.ann.kinds import AnnOptions
 from indexer.changes import Changes, NewDocument, PassageRow
 from indexer.config import VectorDtype

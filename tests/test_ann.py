@@ -20,8 +20,8 @@ from anns import (
 )
 
 from indexer.allowed import Allowed
-from indexer.ann.engine import Effort
 from indexer.ann.generation import Generation
+from indexer.ann.index import Effort
 from indexer.ann.kinds import AnnOptions
 from indexer.progress import tell_nobody
 from indexer.upkeep import rebuild_generation
@@ -112,7 +112,7 @@ def test_a_batch_is_searched_in_parts(ann_index: Path, monkeypatch: pytest.Monke
     generation = Generation(ann_index, row, DIM)
     queries = clustered(11, DIM, 5)
     scores, slots = generation.index.search(queries, 10, effort=generation.effort)
-    monkeypatch.setattr("indexer.ann.engine._QUERIES_AT_ONCE", 4)
+    monkeypatch.setattr("indexer.ann.index._QUERIES_AT_ONCE", 4)
     in_parts = generation.index.search(queries, 10, effort=generation.effort)
     np.testing.assert_array_equal(in_parts[1], slots)
     np.testing.assert_allclose(in_parts[0], scores, rtol=1e-6)

@@ -13,9 +13,9 @@ from gpus import let_faiss_have_a_gpu
 
 from indexer import Index
 from indexer.allowed import Allowed
-from indexer.ann.engine import Effort, empty_index
 from indexer.ann.generation import Generation
 from indexer.ann.gpu import Gpu
+from indexer.ann.index import Effort, empty_index
 from indexer.ann.kinds import AnnOptions, Kind, Recipe, choose_recipe
 from indexer.card import Card
 from indexer.config import VectorDtype

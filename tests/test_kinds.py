@@ -8,7 +8,7 @@ import faiss
 import pytest
 from anns import DIM, N, clustered, nearest_through_generation, snapshot_of
 
-from indexer.ann.engine import empty_index
+from indexer.ann.index import empty_index
 from indexer.ann.kinds import FLAT_NUMBERS, AnnOptions, Kind, choose_recipe, parse_bytes
 from indexer.config import VectorDtype
 from indexer.errors import UsageError

@@ -12,8 +12,8 @@ import pytest
 from anns import DIM, N, clustered, exact, found_share, nearest_through_generation, snapshot_of
 
 from indexer.allowed import Allowed
-from indexer.ann.engine import Effort
 from indexer.ann.generation import Generation
+from indexer.ann.index import Effort
 from indexer.ann.kinds import AnnOptions, choose_recipe
 from indexer.config import VectorDtype
 from indexer.errors import IndexCorruptError

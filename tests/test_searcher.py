@@ -21,7 +21,7 @@ import search.filtered
 import search.nearest
 import search.searcher
 import search.view
-from indexer.ann.engine import AnnIndex
+from indexer.ann.index import AnnIndex
 from indexer.config import VectorDtype
 from indexer.delete import delete_documents
 from indexer.errors import FilterError, IndexerError, UsageError

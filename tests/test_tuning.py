@@ -13,8 +13,8 @@ from anns import DIM, KINDS, N, append, change_row, clustered, snapshot_of
 
 import indexer.upkeep
 from indexer import Index
-from indexer.ann.engine import Effort
 from indexer.ann.generation import Generation
+from indexer.ann.index import Effort
 from indexer.ann.kinds import AnnOptions, Kind
 from indexer.ann.tuning import Point, Trial
 from indexer.config import VectorDtype

@@ -12,8 +12,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from indexer.ann.engine import AnnIndex, Effort, load_faiss, unevenness
 from indexer.ann.gpu import Gpu
+from indexer.ann.index import AnnIndex, Effort, load_faiss, unevenness
 from indexer.ann.kinds import Kind, Recipe
 from indexer.ann.training import OnStep, grow_index, make_index
 from indexer.errors import IndexCorruptError, StorageError, UsageError

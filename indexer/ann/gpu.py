@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from indexer.ann.engine import load_faiss
+from indexer.ann.index import load_faiss
 from indexer.ann.kinds import GRAPH_DEGREE
 from indexer.vectors import VectorReader
 

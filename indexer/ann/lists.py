@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.ann.engine import load_faiss
 from indexer.ann.gpu import Gpu
+from indexer.ann.index import load_faiss
 
 _CHOICES = 16  # the nearest lists, among which the second one is chosen
 

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.ann.engine import empty_index, load_faiss, said
 from indexer.ann.gpu import Gpu
+from indexer.ann.index import empty_index, load_faiss, said
 from indexer.ann.kinds import Kind, Recipe
 from indexer.ann.lists import ListFiller
 from indexer.errors import UsageError

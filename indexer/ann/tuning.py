@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.allowed import Allowed
-from indexer.ann.engine import AnnIndex, Effort
+from indexer.ann.index import AnnIndex, Effort
 from indexer.documents import JsonValue
 from indexer.exact import ROUNDING, OnShare, rank, scan
 from indexer.vectors import VectorReader

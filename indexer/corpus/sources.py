@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from indexer.config import ReadOptions
-from indexer.corpus import columnar, database, hub
+from indexer.corpus import columnar, data_sets, sqlite
 from indexer.corpus.delimited import read_delimited
 from indexer.corpus.jsonarray import read_json
 from indexer.corpus.jsonl import read_jsonl
@@ -49,12 +49,12 @@ def source_name(source: Source) -> str:
     match source:
         case str() if source == STDIN:
             return STDIN
-        case str() if source.startswith(hub.PREFIX):
-            name = hub.parse_name(source)
+        case str() if source.startswith(data_sets.PREFIX):
+            name = data_sets.parse_name(source)
             return source if name.path is None else str(replace(name, name=_absolute(name.path)))
-        case str() if source.startswith(database.PREFIX):
-            query = database.parse_query(source)
-            return f"{database.PREFIX}{_absolute(query.path)}?sql={query.sql}"
+        case str() if source.startswith(sqlite.PREFIX):
+            query = sqlite.parse_query(source)
+            return f"{sqlite.PREFIX}{_absolute(query.path)}?sql={query.sql}"
         case str() | Path():
             return _absolute(Path(source))
     _check_iterable(source)
@@ -72,10 +72,10 @@ def check_source(source: Source) -> None:
         UsageError: the object is no source.
     """
     match source:
-        case str() if source.startswith(hub.PREFIX):
-            hub.check_name(hub.parse_name(source))
-        case str() if source.startswith(database.PREFIX):
-            database.check_query(database.parse_query(source))
+        case str() if source.startswith(data_sets.PREFIX):
+            data_sets.check_name(data_sets.parse_name(source))
+        case str() if source.startswith(sqlite.PREFIX):
+            sqlite.check_query(sqlite.parse_query(source))
         case str() | Path() if source != STDIN:
             for _ in _file_parts(Path(source), ReadOptions(), open_saved=False):
                 pass
@@ -97,17 +97,17 @@ def source_parts(source: Source, options: ReadOptions) -> list[Part]:
     match source:
         case str() if source == STDIN:
             return [Part(name=STDIN, read=partial(read_jsonl, None, STDIN))]
-        case str() if source.startswith(hub.PREFIX):
-            return hub.named_parts(hub.parse_name(source))
-        case str() if source.startswith(database.PREFIX):
-            query = database.parse_query(source)
-            database.check_query(query)
-            return [database.query_part(query)]
+        case str() if source.startswith(data_sets.PREFIX):
+            return data_sets.named_parts(data_sets.parse_name(source))
+        case str() if source.startswith(sqlite.PREFIX):
+            query = sqlite.parse_query(source)
+            sqlite.check_query(query)
+            return [sqlite.query_part(query)]
         case str() | Path():
             return list(_file_parts(Path(source), options, open_saved=True))
     _check_iterable(source)
-    if hub.is_data_set(source):
-        return hub.data_set_parts(source, "python")
+    if data_sets.is_data_set(source):
+        return data_sets.data_set_parts(source, "python")
     size = len(source) if isinstance(source, Sized) else None
     return [Part(name="python", size=size, read=partial(_read_iterable, source))]
 
@@ -132,7 +132,7 @@ def _file_parts(path: Path, options: ReadOptions, *, open_saved: bool) -> Iterat
     for found in _walk(path, ()):
         n_found += 1
         if found.is_dir():
-            yield from hub.saved_parts(found) if open_saved else ()
+            yield from data_sets.saved_parts(found) if open_saved else ()
         else:
             yield _file_part(found, found.relative_to(path).as_posix(), options)
     if not n_found:
@@ -141,7 +141,7 @@ def _file_parts(path: Path, options: ReadOptions, *, open_saved: bool) -> Iterat
 
 def _walk(directory: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     """Yield the files of known formats and the saved data sets below a directory, sorted; hidden ones are left out."""
-    if hub.is_saved(directory):
+    if data_sets.is_saved(directory):
         yield directory
         return
     try:
@@ -204,7 +204,7 @@ def _read_iterable(records: Iterable[object], _reject: Reject) -> Generator[RawR
 
 def _check_iterable(source: object) -> None:
     """Refuse objects that are no source, and a single record, which would be read by its keys."""
-    is_record = isinstance(source, Mapping) and not hub.is_data_set(source)
+    is_record = isinstance(source, Mapping) and not data_sets.is_data_set(source)
     if is_record or isinstance(source, bytes) or not isinstance(source, Iterable):
         what = "a single record" if is_record else f"an object of type {type(source).__name__}"
         msg = f"{what} is not a source; give a path, a data set or an iterable of mappings"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from indexer.config import ReadOptions
-from indexer.corpus import check_sources, hub, read_corpus
+from indexer.corpus import check_sources, data_sets, read_corpus
 from indexer.documents import Document
 from indexer.errors import CorpusError
 
@@ -121,7 +121,7 @@ def test_a_broken_file_of_a_local_data_set_is_a_corpus_error_without_its_text(in
     ],
 )
 def test_names_of_data_sets_are_taken_apart(source: str, name: str, config: str | None, split: str | None) -> None:
-    found = hub.parse_name(source)
+    found = data_sets.parse_name(source)
     assert (found.name, found.config, found.split, str(found)) == (name, config, split, source)
 
 
@@ -132,7 +132,7 @@ def hub_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def point(port: int) -> None:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(hub, "TIMEOUT_S", 0.2)
+        monkeypatch.setattr(data_sets, "TIMEOUT_S", 0.2)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     return point
