@@ -126,7 +126,7 @@ class Searcher:
         """Close the files of the index, and let go of the model once no thread encodes with it."""
         with self._lock:
             if self._view is not None:
-                self._view.retire()
+                self._view.close()
                 self._view = None
             self._let_go_of_model()
             self._card = None
@@ -155,7 +155,7 @@ class Searcher:
                 return False
             self._view = self._open_view()
             self._view.take_generation(old)
-            old.retire()
+            old.close()
             return True
 
     def search(

@@ -47,7 +47,7 @@ class View:
     _trouble: str = ""
     _guard: Lock = field(default_factory=Lock)
     _n_users: int = 0
-    _is_retired: bool = False
+    _is_closed: bool = False
 
     @classmethod
     def open(cls, directory: Path, snapshot: Snapshot, card: Card | None = None) -> View:
@@ -71,14 +71,14 @@ class View:
             self._n_users -= 1
             self._close_if_unused()
 
-    def retire(self) -> None:
+    def close(self) -> None:
         """Let go of the files once no search uses them any more."""
         with self._guard:
-            self._is_retired = True
+            self._is_closed = True
             self._close_if_unused()
 
     def _close_if_unused(self) -> None:
-        if self._is_retired and not self._n_users:
+        if self._is_closed and not self._n_users:
             self.vectors.close()
             self._generation = None
 
