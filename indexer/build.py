@@ -162,7 +162,6 @@ class _Run:
         self._report = report
         self._watch = watch
         self._tell = tell
-        self._rejected_in: set[str] = set()
         self._emptied: dict[str, Place] = {}
         self.n_documents = 0
         skips = options.on_error is OnError.SKIP
@@ -188,11 +187,10 @@ class _Run:
             self._store.set_complete(False)
         try:
             for number, (source, documents) in enumerate(zip(sources, streams, strict=True)):
-                name, n_rejected = self._name(source), self._report.rejected
                 with closing(documents):
-                    self._take_all(documents, name, (number / len(sources), 1 / len(sources)))
-                if self._report.rejected > n_rejected:
-                    self._rejected_in.add(name)
+                    self._take_all(documents, self._name(source), (number / len(sources), 1 / len(sources)))
+            self._note_emptied()
+            self._ingest.drop_emptied()
         except CorpusError:
             self._ingest.drain()  # what was read before stands
             raise
@@ -200,15 +198,17 @@ class _Run:
             self._store.set_complete(True)
 
     def prune(self, sources: Sequence[Source]) -> str:
-        """Drop what the sources had before this run and have no longer; those with rejected records are left alone.
+        """Drop what the sources had before this run and have no longer, nothing where a record was rejected.
+
+        A rejected record may be of a document that has moved from one source to another.
 
         Returns:
             Why it is refused for one of them, and those after it; empty when it is not.
         """
+        if self._report.rejected:
+            self._report.warnings.append(f"nothing was pruned, because {self._report.rejected} records were rejected")
+            return ""
         for name in dict.fromkeys(map(self._name, sources)):
-            if name in self._rejected_in:
-                self._report.warnings.append(f"nothing was pruned of {name}, because records of it were rejected")
-                continue
             rows = self._store.rows_of_source(name)
             gone = self._ingest.unseen_rows(rows)
             if len(gone) > len(rows) / 2 and not self._options.prune_most:
@@ -228,7 +228,6 @@ class _Run:
             if len(window) < COMMIT_TEXTS:  # a source that is slow, or at its end
                 self._ingest.drain()
         self._ingest.drain()
-        self._take_emptied()
 
     def _next_window(self, documents: Iterator[Document]) -> list[Document]:
         window: list[Document] = []
@@ -266,11 +265,11 @@ class _Run:
         if id_ is not None:
             self._emptied[id_] = place
             if len(self._emptied) >= COMMIT_TEXTS:
-                self._take_emptied()
+                self._note_emptied()
 
-    def _take_emptied(self) -> None:
+    def _note_emptied(self) -> None:
         emptied, self._emptied = self._emptied, {}
-        self._ingest.take_emptied(emptied)
+        self._ingest.note_emptied(emptied)
 
     def _on_reject(self, error: CorpusError) -> None:
         self._report.rejected += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -56,10 +57,17 @@ def as_id(value: object) -> str:
     Raises:
         UsageError: it is neither a text nor an integer.
     """
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        msg = f"the id {value!r:.60} is a {type(value).__name__}; ids are texts, or integers as a corpus may have them"
-        raise UsageError(msg)
-    return str(value)
+    if isinstance(value, str):
+        return value
+    try:
+        if not isinstance(value, bool):
+            return str(operator.index(value))  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    msg = (
+        f"the id {value!r:.60} is of type {type(value).__name__}; ids are texts, or integers as a corpus may have them"
+    )
+    raise UsageError(msg)
 
 
 def is_storable(id_: str) -> bool:

@@ -77,6 +77,7 @@ class Ingest:
         self._on_reject = on_reject
         self._sources: dict[str, int] = {}
         self._seen = SeenRows(store.last_row_id())
+        self._emptied: dict[int, tuple[str, Place]] = {}
         self._last_commit_s = self._last_finish_s = time.monotonic()
         self._group_passages = FIRST_GROUP_PASSAGES
         self._running: deque[Group] = deque()
@@ -116,24 +117,34 @@ class Ingest:
         while self._running:
             self._finish()
 
-    def take_emptied(self, places: Mapping[str, Place]) -> None:
-        """Take records that have an id but no text: what the index has under the id is not what the source says.
+    def note_emptied(self, places: Mapping[str, Place]) -> None:
+        """Note records that have an id but no text, by id: what the index has under it is not what the source says."""
+        for id_, place in places.items():
+            for row in self._store.row_ids([id_]):
+                self._emptied[row] = (id_, place)
 
-        Args:
-            places: where they stand, by id.
+    def drop_emptied(self) -> None:
+        """Drop the documents of emptied records, at the end: another record of the run may have their text.
+
+        More than half of all stay, with a warning: the wrong field may have been taken for the text.
 
         Raises:
             CorpusError: with `--if-exists error`, of the first that the index has.
             StorageError: a commit was refused.
         """
-        known = {id_: row for id_ in places for row in self._store.row_ids([id_]) if row not in self._seen}
-        gone = []
-        for id_, row in known.items():
-            self._seen.add(row)
-            if self._may_update(id_, places[id_]):
-                gone.append(row)
-        self._store.delete(np.sort(np.array(gone, np.int64)))
+        rows = self.unseen_rows(np.sort(np.array(list(self._emptied), np.int64)))
+        gone = [row for row in rows.tolist() if self._may_update(*self._emptied[row])]
+        n_documents = self._store.counts()["documents"]
+        if len(gone) > n_documents / 2:
+            self._report.warnings.append(
+                f"{len(gone):,} of {n_documents:,} documents have no text any more where they come from; they stay, "
+                "because that is more than half: look at --text-field, or delete them"
+            )
+            return
+        self._store.delete(np.array(gone, np.int64))
         self._report.deleted += len(gone)
+        for row in rows.tolist():
+            self._seen.add(row)
 
     def unseen_rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return those rows, of documents that stood in the index before, that no record of this run had."""

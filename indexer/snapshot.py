@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,11 @@ class StoredPassage:
 
 
 class SnapshotReader:
-    """Reads an index; each method that reads several things does so in one transaction."""
+    """Reads an index; each method that reads several things does so in one transaction.
+
+    Threads take turns with transactions: of one process, SQLite lets transactions overlap although a writer of another
+    waits, which they would keep waiting for as long as one always follows.
+    """
 
     def __init__(self, directory: Path) -> None:
         """Open an index.
@@ -82,10 +87,12 @@ class SnapshotReader:
         self._path = directory / DATABASE
         self._sql = connect_reader(directory)
         self._newest: Snapshot | None = None
+        self._turn = RLock()
 
     def close(self) -> None:
-        """Close the database."""
-        self._sql.close()
+        """Close the database, after the transaction of another thread."""
+        with self._turn:
+            self._sql.close()
 
     @contextmanager
     def transaction(self) -> Iterator[int]:
@@ -93,7 +100,7 @@ class SnapshotReader:
 
         Keep it short: the writer's COMMIT waits for it.
         """
-        with nullcontext() if self._sql.in_transaction else self._begin():
+        with self._turn, nullcontext() if self._sql.in_transaction else self._begin():
             yield Meta(self._sql, self._path)["seq"]
 
     @contextmanager

@@ -148,9 +148,14 @@ class Store(Holdings):
 
     def source(self, name: str) -> int:
         """Return the number of a source, new if it has none yet."""
-        with transaction(self._sql, self._path, "IMMEDIATE"):
-            self._sql.execute("INSERT INTO sources (name) VALUES (?) ON CONFLICT (name) DO NOTHING", (name,))
-            number: int = self._sql.execute("SELECT source FROM sources WHERE name = ?", (name,)).fetchone()[0]
+        query = "SELECT source FROM sources WHERE name = ?"
+        with translated(self._path):
+            known = self._sql.execute(query, (name,)).fetchone()
+        if known is None:  # else a commit would wait for readers, for nothing
+            with transaction(self._sql, self._path, "IMMEDIATE"):
+                self._sql.execute("INSERT INTO sources (name) VALUES (?)", (name,))
+                known = self._sql.execute(query, (name,)).fetchone()
+        number: int = known[0]
         return number
 
     def vectors(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -115,7 +115,7 @@ def bring_generation_up_to_date(
         if asked != before:
             store.set_asked(asdict(asked))
         return []
-    if current is None or asked != before or not is_usable(store.directory, current):
+    if current is None or asked != before or not is_usable(store.directory, current, store.layout.dim):
         return _rebuild(store, asked, on_progress, device)
     if _n_newly_dead(store, current) > DEAD_SHARE * store.n_rows:
         return _rebuild(store, asked, on_progress, device)

@@ -76,8 +76,7 @@ class Searcher:
         self._model = model
         self._allow_download = allow_download
         self._encoder: QueryEncoder | None = None
-        self._n_encoding = 0
-        self._idle: list[SnapshotReader] = []
+        self._n_encoding = self._n_searching = 0
         self._lock = RLock()
         try:
             self.contract = Contract.from_json(self._reader.setting("contract"))
@@ -123,16 +122,14 @@ class Searcher:
         self.close()
 
     def close(self) -> None:
-        """Close the files of the index, and let go of the model once no thread encodes with it."""
+        """Close the files of the index and let go of the model, each once no thread uses it any more."""
         with self._lock:
             if self._view is not None:
                 self._view.close()
                 self._view = None
             self._let_go_of_model()
             self._card = None
-            for reader in (self._reader, *self._idle):
-                reader.close()
-            self._idle.clear()
+            self._let_go_of_database()
 
     @property
     def is_complete(self) -> bool:
@@ -270,31 +267,14 @@ class Searcher:
         with self._lock:
             view = self._current()
             view.take()
+            self._n_searching += 1
         try:
             yield view
         finally:
             view.let_go()
-
-    @contextmanager
-    def _reading(self) -> Iterator[SnapshotReader]:
-        """Give a connection to the database that no other thread uses in the block."""
-        with self._lock:
-            index_uuid = self._current().snapshot.layout.index_uuid
-            reader = self._idle.pop() if self._idle else None
-        if reader is None:
-            reader = SnapshotReader(self.directory)
-            if reader.snapshot().layout.index_uuid != index_uuid:
-                reader.close()
-                msg = f"{self.directory} is another index than the one that was opened; open it anew"
-                raise UsageError(msg)
-        try:
-            yield reader
-        finally:
             with self._lock:
-                if self._view is None:
-                    reader.close()
-                else:
-                    self._idle.append(reader)
+                self._n_searching -= 1
+                self._let_go_of_database()
 
     @contextmanager
     def _query_encoder(self) -> Iterator[QueryEncoder]:
@@ -313,6 +293,10 @@ class Searcher:
             with self._lock:
                 self._n_encoding -= 1
                 self._let_go_of_model()
+
+    def _let_go_of_database(self) -> None:
+        if self._view is None and not self._n_searching:
+            self._reader.close()
 
     def _let_go_of_model(self) -> None:
         if self._view is None and self._encoder is not None and not self._n_encoding:
@@ -336,42 +320,39 @@ class Searcher:
 
     def _search(self, queries: NDArray[np.float32], ask: _Ask) -> list[Hits]:
         """Search outside of any transaction, and again if a commit came in between; at last within one."""
-        # A GPU does one thing at a time.
-        with self._reading() as reader, self._lock if self._card is not None else nullcontext():
+        turn = self._lock if self._card is not None else nullcontext()  # a GPU does one thing at a time
+        with turn:
             for _ in range(_TRIES):
                 with self._held() as view:
-                    hits = self._try_search(view, reader, queries, ask)
+                    hits = self._try_search(view, queries, ask)
                 if hits is not None:
                     return hits
                 self.refresh()
-        # One connection for all of it: a commit that waits for one lets no second one in.
         with self._newest() as view:
-            hits = self._try_search(view, self._reader, queries, ask)
+            hits = self._try_search(view, queries, ask)
         if hits is None:
             msg = f"{self.directory}: the files of the index changed under a read transaction; run again"
             raise IndexCorruptError(msg)
         return hits
 
-    def _try_search(
-        self, view: View, reader: SnapshotReader, queries: NDArray[np.float32], ask: _Ask
-    ) -> list[Hits] | None:
+    def _try_search(self, view: View, queries: NDArray[np.float32], ask: _Ask) -> list[Hits] | None:
         """Return the hits, None when a commit made them stale."""
         n_wanted = ask.k + (ask.without is not None)
         while True:
             try:
-                found = _nearest(view, reader, queries, n_wanted, ask)
+                found = _nearest(view, self._reader, queries, n_wanted, ask)
             except FileNotFoundError as error:
-                if reader.seq() != view.snapshot.seq:
+                if self._reader.seq() != view.snapshot.seq:
                     return None
                 view.do_without_generation(str(error))
                 continue
             if found is None:
                 return None
-            with reader.transaction() as seq:
+            with self._reader.transaction() as seq:
                 if seq != view.snapshot.seq:
                     return None
                 wanted_slots = {int(slot) for row in found.slots for slot in row}
-                passages = reader.passages(sorted(wanted_slots))
+                passages = self._reader.passages(sorted(wanted_slots))
             if missing := wanted_slots - passages.keys():
                 msg = f"{self.directory} is damaged: slot {min(missing)} has no document; {mend(self.directory)}"
                 raise IndexCorruptError(msg)

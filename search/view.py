@@ -46,6 +46,7 @@ class View:
     _generation: Generation | None = None
     _trouble: str = ""
     _guard: Lock = field(default_factory=Lock)
+    _opening: Lock = field(default_factory=Lock)
     _n_users: int = 0
     _is_closed: bool = False
 
@@ -135,7 +136,7 @@ class View:
             MissingExtraError: no FAISS wheel is installed.
         """
         row = self.snapshot.generation
-        with self._guard:
+        with self._opening:
             if row is not None and not self._trouble and self._generation is None:
                 self._open_generation(row)
             return None if self._trouble else self._generation

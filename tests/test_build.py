@@ -219,17 +219,14 @@ def test_a_refused_prune_leaves_an_index_that_is_up_to_date(tmp_path: Path) -> N
     assert sql(out, "SELECT n_slots FROM generations") == [(10,)]
 
 
-def test_a_source_that_had_a_rejected_record_is_not_pruned_but_the_others_are(tmp_path: Path) -> None:
+def test_a_document_that_moved_is_not_pruned_when_its_record_is_rejected(tmp_path: Path) -> None:
     out, one, two = tmp_path / "index", tmp_path / "one.jsonl", tmp_path / "two.jsonl"
-    build(out, write(one, records(4)), write(two, [{"id": n, "text": f"t {n}"} for n in range(4)]))
-    write(one, records(3), "{")
-    write(two, [{"id": n, "text": f"t {n}"} for n in range(3)])
+    build(out, write(one, records(3)), write(two, [{"id": "q", "text": "q"}]))
+    write(one, records(3)[1:])
+    write(two, [{"id": "q", "text": "q"}, {"id": "d0", "text": 5}])
     report = build(out, one, two, prune=True, on_error=OnError.SKIP)
-    assert report.deleted == 1
-    assert ids(out) == ["d0", "d1", "d2", "d3", "0", "1", "2"]
-    assert [warning for warning in report.warnings if "pruned" in warning] == [
-        f"nothing was pruned of {one}, because records of it were rejected"
-    ]
+    assert (report.deleted, report.rejected) == (0, 1)
+    assert ids(out) == ["d0", "d1", "d2", "q"]
 
 
 def test_a_source_that_moves_keeps_its_documents_by_its_name(tmp_path: Path) -> None:
@@ -276,6 +273,15 @@ def test_a_document_whose_record_has_no_text_any_more_is_dropped(tmp_path: Path)
     assert build(tmp_path, records(3)).documents == 3
 
 
+def test_more_than_half_of_the_documents_do_not_go_for_want_of_text(tmp_path: Path) -> None:
+    build(tmp_path, records(6))
+    emptied = [{**record, "text": ""} for record in records(6)]
+    assert build(tmp_path, emptied[:3]).deleted == 3
+    report = build(tmp_path, emptied[3:5])
+    assert (report.deleted, report.documents) == (0, 3)
+    assert any("2 of 3 documents have no text any more" in warning for warning in report.warnings)
+
+
 def test_a_document_whose_record_has_no_text_any_more_stays_or_is_an_error_as_any_other_change(tmp_path: Path) -> None:
     build(tmp_path, records(3))
     report = build(tmp_path, EMPTIED, if_exists=IfExists.SKIP)
@@ -286,18 +292,24 @@ def test_a_document_whose_record_has_no_text_any_more_stays_or_is_an_error_as_an
     assert ids(tmp_path) == ["d0", "d1", "d2"]
 
 
+@pytest.mark.parametrize("n_texts", [2, 2_048])
 def test_a_record_without_text_takes_nothing_from_one_with_text_in_the_same_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    n_texts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("indexer.build.COMMIT_TEXTS", 2)
+    monkeypatch.setattr("indexer.build.COMMIT_TEXTS", n_texts)
     empty = [{**record, "text": ""} for record in records(6)]
     changed = [{**record, "text": "new words " + record["id"]} for record in records(6)]
     for number, both in enumerate(([*changed, *empty], [*empty, *changed], [*records(6), *empty])):
         out = tmp_path / str(number)
         build(out, records(6))
-        build(out, both)
+        report = build(out, both)
+        assert (report.deleted, report.encoded) == (0, 6 if changed[0] in both else 0)
         assert len(ids(out)) == 6
         assert verify_index(out, deep=True) == []
+    one, two = write(tmp_path / "1.jsonl", empty), write(tmp_path / "2.jsonl", records(6))
+    assert build(tmp_path / "0", one, two, if_exists=IfExists.ERROR, on_error=OnError.SKIP).deleted == 0
+    report = build(tmp_path / "2", one, two)
+    assert (report.deleted, report.unchanged) == (0, 6)
 
 
 def test_nothing_is_pruned_after_an_error_or_a_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fakes import FakeEncoder
 from indexes import Oracle, build, records, searching, sql
@@ -60,10 +61,10 @@ def test_an_id_that_could_not_be_in_an_index_is_unknown(index: Path) -> None:
 
 def test_an_id_that_was_an_integer_in_the_corpus_may_be_given_as_one(tmp_path: Path) -> None:
     build(tmp_path, [{"id": n, "text": f"text {n}"} for n in range(5)])
-    report = Index(tmp_path).delete([3, "4", 4, 17])
+    report = Index(tmp_path).delete(np.array([3, 4, 17]))
     assert (report.deleted, report.unknown, report.documents) == (2, 1, 3)
     with searching(tmp_path) as searcher:
-        assert {hit.id for hit in searcher.more_like(1)} == {"0", "2"}
+        assert {hit.id for hit in searcher.more_like(np.int64(1))} == {"0", "2"}
         assert searcher.known_ids([0, "1", 3]) == {"0", "1"}
 
 

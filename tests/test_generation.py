@@ -87,7 +87,7 @@ def test_a_changed_byte_is_noticed(index: Path, offset: int) -> None:
     flip_byte(index / row.name, offset)
     with pytest.raises(IndexCorruptError, match="damaged"):
         Generation(index, row, DIM)
-    assert not is_usable(index, row)
+    assert not is_usable(index, row, DIM)
 
 
 def test_a_truncated_a_missing_and_a_misfit_generation_are_noticed(index: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_truncated_a_missing_and_a_misfit_generation_are_noticed(index: Path) 
     (index / row.name).unlink()
     with pytest.raises(FileNotFoundError):
         Generation(index, row, DIM)
-    assert not is_usable(index, row)
+    assert not is_usable(index, row, DIM)
 
 
 def test_a_file_too_large_to_hash_whose_header_is_damaged_is_noticed(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -530,9 +532,9 @@ class Held:
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Held:
-    """Holds up the pass over the metadata that a new filter takes."""
-    held = Held(SnapshotReader.matching_slots)
-    monkeypatch.setattr(SnapshotReader, "matching_slots", lambda *args: held(*args))
+    """Holds up each search under a filter while it compares vectors."""
+    held = Held(search.filtered.nearest)
+    monkeypatch.setattr(search.filtered, "nearest", held)
     return held
 
 
@@ -543,40 +545,81 @@ def test_a_search_waits_for_no_other(tmp_path: Path, held: Held) -> None:
         slow = threads.submit(searcher.search, "text number 7", 5, where={"even": True})
         assert held.is_there.wait(60)
         oracle.check_searcher(searcher, QUERIES, 10)
+        build(tmp_path, records(41))
+        assert searcher.refresh()
         assert not slow.done()
         held.goes_on.set()
         expected = oracle.nearest(fake_vector("text number 7"), 5, lambda record: record["even"])
         assert [hit.id for hit in slow.result(60)] == [id_ for id_, _ in expected]
 
 
-def test_a_search_that_is_under_way_keeps_its_files_when_the_searcher_is_closed_or_a_commit_comes(
-    tmp_path: Path, held: Held
-) -> None:
+def test_files_stay_open_for_a_search_that_is_under_way_and_no_longer(tmp_path: Path, held: Held) -> None:
     build(tmp_path, records(40))
     with searching(tmp_path) as searcher, ThreadPoolExecutor() as threads:
         vectors = searcher._view.vectors
         slow = threads.submit(searcher.search, "text number 7", 5, where={"n": {"$lt": 20}})
         assert held.is_there.wait(60)
-        searcher.close()
+        build(tmp_path, records(41))
+        assert searcher.refresh()
         assert vectors.rows(np.array([3])).shape == (1, 16)
         held.goes_on.set()
         assert slow.result(60)[0].id == "d7"
         with pytest.raises(IndexError):
-            vectors.rows(np.array([3]))  # let go of now
+            vectors.rows(np.array([3]))
 
 
-def test_an_index_that_takes_the_place_of_another_is_not_mixed_with_it(tmp_path: Path, held: Held) -> None:
-    for name in ("blue", "green"):
-        build(tmp_path / name, [{**record, "text": f"{name} {record['n']}"} for record in records(40)])
-    with searching(tmp_path / "blue") as searcher, ThreadPoolExecutor() as threads:
-        slow = threads.submit(searcher.search, "blue 7", 5, where={"n": {"$lt": 20}})
+def test_a_search_that_is_under_way_ends_although_its_searcher_is_closed(tmp_path: Path, held: Held) -> None:
+    build(tmp_path, records(40))
+    with searching(tmp_path) as searcher, ThreadPoolExecutor() as threads:
+        slow = threads.submit(searcher.search, "text number 7", 5, where={"n": {"$lt": 20}})
         assert held.is_there.wait(60)
-        (tmp_path / "blue").rename(tmp_path / "old")
-        (tmp_path / "green").rename(tmp_path / "blue")
-        with pytest.raises(UsageError, match="another index than the one that was opened"):
-            searcher.search("blue 7")
+        searcher.close()
+        with pytest.raises(UsageError, match="closed"):
+            searcher.search("text number 7")
         held.goes_on.set()
-        assert slow.result(60)[0].text == "blue 7"
+        assert slow.result(60)[0].id == "d7"
+        with pytest.raises(sqlite3.ProgrammingError):
+            searcher._reader.seq()
+
+
+def test_threads_of_a_searcher_do_not_keep_a_writer_waiting(tmp_path: Path) -> None:
+    build(tmp_path, records(300))
+    ended = threading.Event()
+    n_open, most = 0, 0
+    mine: list[SnapshotReader] = []
+    begin = SnapshotReader._begin
+
+    @contextmanager
+    def counted(reader: SnapshotReader) -> Iterator[None]:
+        nonlocal n_open, most
+        with begin(reader):
+            n_open += reader in mine
+            most = max(most, n_open)
+            try:
+                yield
+            finally:
+                n_open -= reader in mine
+
+    def ask(searcher: Searcher, number: int) -> None:
+        while not ended.is_set():
+            number = number * 7 % 299 + 1
+            searcher.search("x", 50, where={"n": {"$ne": number}})
+
+    with (
+        patch.object(SnapshotReader, "_begin", counted),
+        searching(tmp_path) as searcher,
+        ThreadPoolExecutor() as threads,
+    ):
+        mine.append(searcher._reader)
+        asking = [threads.submit(ask, searcher, number) for number in range(1, 7)]
+        try:
+            for n in range(10):
+                build(tmp_path, [{"id": f"more {n}", "text": "more", "n": n}])
+        finally:
+            ended.set()
+        for each in asking:
+            each.result(60)
+    assert most == 1  # transactions that overlap would let no commit in as long as one always follows
 
 
 @pytest.mark.parametrize("way", ["exact", "generation"])

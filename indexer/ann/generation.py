@@ -17,7 +17,7 @@ from indexer.ann.index import AnnIndex, Effort, load_faiss, unevenness
 from indexer.ann.kinds import Kind, Recipe
 from indexer.ann.training import OnStep, grow_index, make_index
 from indexer.errors import IndexCorruptError, StorageError, UsageError
-from indexer.files import discard, new_name, open_regular, own_path, storage_errors, sync_directory, write_all
+from indexer.files import discard, mend, new_name, open_regular, own_path, storage_errors, sync_directory, write_all
 from indexer.generations import GenerationRow
 from indexer.vectors import VectorReader
 
@@ -191,7 +191,7 @@ def _open(directory: Path, row: GenerationRow, dim: int, *, check_every_byte: bo
     except (MemoryError, RuntimeError) as error:
         if not path.exists():  # a writer replaced it since it was hashed
             raise FileNotFoundError(path) from error
-        msg = f"{path} is damaged: FAISS cannot read it; the next build or add makes it anew"
+        msg = f"{path} is damaged: FAISS cannot read it; {mend(directory)}"
         raise IndexCorruptError(msg) from error
     n_codes = row.n_slots * _copies(row)
     if (index.d, index.ntotal) != (dim, n_codes):
@@ -244,10 +244,13 @@ def _effort(row: GenerationRow, index: AnnIndex) -> Effort:
             return Effort(probes=index.max_probes, depth=100)
 
 
-def is_usable(directory: Path, row: GenerationRow) -> bool:
-    """Tell whether the file of a generation is there, as far as that can be told without reading a large one."""
+def is_usable(directory: Path, row: GenerationRow, dim: int) -> bool:
+    """Tell whether a generation can be opened; of a large one that FAISS cannot map, whether its file is there."""
     try:
-        _checked_file(directory, row, check_every_byte=False)
+        if row.n_bytes > HASHED_AT_OPEN_BYTES and "FastScan" in str(row.details.get("index")):
+            _checked_file(directory, row, check_every_byte=False)
+        else:
+            Generation(directory, row, dim)
     except (FileNotFoundError, IndexCorruptError):
         return False
     return True

@@ -10,6 +10,8 @@ from uuid import UUID
 
 import numpy as np
 
+from indexer.corpus.records import MAX_DEPTH
+
 _SCALARS = (NoneType, bool, int, float, str)
 
 
@@ -21,15 +23,19 @@ def json_types(row: Mapping[str, object]) -> dict[str, object]:
     Args:
         row: values as pyarrow, `datasets` or a caller give them.
     """
-    return {name: value if type(value) in _SCALARS else _json_type(value) for name, value in row.items()}
+    return {name: value if type(value) in _SCALARS else _json_type(value, 1) for name, value in row.items()}
 
 
-def _json_type(value: object) -> object:
+def _json_type(value: object, depth: int) -> object:
     match value:
+        case dict() | list() | tuple() if depth > MAX_DEPTH:
+            return value  # refused with its record
         case dict():
-            return {key: _json_type(item) for key, item in value.items()}
+            return {key: _json_type(item, depth + 1) for key, item in value.items()}
         case list() | tuple():
-            return [_json_type(item) for item in value]
+            return [_json_type(item, depth + 1) for item in value]
+        case date() | datetime() if value != value:
+            return None
         case date() | datetime() | time():
             return value.isoformat()
         case Decimal() | UUID():

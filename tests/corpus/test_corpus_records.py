@@ -180,6 +180,16 @@ def test_values_that_python_and_numpy_have_beside_json_become_its_like() -> None
     assert [type(document.metadata[name]) for name in ("n", "x", "yes")] == [int, float, bool]
 
 
+def test_what_is_nested_too_deep_is_refused_with_its_record() -> None:
+    nested: list[object] = []
+    for _ in range(5_000):
+        nested = [nested]
+    rejected: list[CorpusError] = []
+    records = [{"text": "a", "v": nested}, {"text": "b"}]
+    assert [d.text for d in read_corpus([records], ReadOptions(), on_reject=rejected.append)] == ["b"]
+    assert "nested deeper" in rejected[0].reason
+
+
 def test_a_record_without_text_is_told_with_the_id_that_it_has() -> None:
     skipped = []
     records = [{"id": 7, "text": ""}, {"text": None}, {"_id": "x", "text": " "}, {"id": 1.5, "text": ""}]
