@@ -103,7 +103,7 @@ def run_build(
         try:
             encoder = load(options.encoder, contract=recorded.contract if recorded else None)
         except ContractError:
-            if options.adds or not discard_empty(directory):
+            if recorded is None or options.adds or not discard_empty(directory):
                 raise
             recorded = None
             encoder = load(options.encoder, contract=None)

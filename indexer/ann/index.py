@@ -246,14 +246,12 @@ class AnnIndex:
 
         It takes no filter. So it is asked for as many as should leave k, as they do where documents are deleted.
         """
-        n_asked = k
-        if allowed is not None:
-            n_allowed = int(np.bitwise_count(allowed).sum())
-            n_asked = math.ceil(_GPU_TO_SPARE * k * self.n_slots / max(n_allowed, 1))
-        if max(n_asked, probes) > _GPU_MOST or (answer := self._ask_copy(queries, n_asked, probes)) is None:
-            return None
         if allowed is None:
-            return answer
+            return self._ask_copy(queries, k, probes)
+        n_allowed = max(int(np.bitwise_count(allowed).sum()), 1)
+        answer = self._ask_copy(queries, math.ceil(_GPU_TO_SPARE * k * self.n_slots / n_allowed), probes)
+        if answer is None:
+            return None
         scores, slots = answer
         is_good = (slots >= 0) & (allowed[slots >> 3] >> (slots & 7) & 1 == 1)
         if (np.count_nonzero(is_good, axis=1) < k).any():
@@ -264,7 +262,9 @@ class AnnIndex:
     def _ask_copy(
         self, queries: NDArray[np.float32], k: int, probes: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
-        """Search the copy on the GPU; None, and no copy from then on, when the GPU fails."""
+        """Search the copy on the GPU; None where that is too much for it, and no copy from then on where it fails."""
+        if max(k, probes) > _GPU_MOST:
+            return None
         try:
             scores, slots = self._copy.search(queries, k, params=self._parameters(probes, k, None))
         except (RuntimeError, MemoryError) as error:
