@@ -73,15 +73,16 @@ class HiddenState:
             batch_tokens=batch_tokens,
         )
         self._encoder: BulkEncoder | None = None
+        self._end: weakref.finalize[[], HiddenState] | None = None
 
     def close(self) -> None:
         """End the threads of the encoder, and give torch back those of the process; the next batch starts anew."""
-        if self._encoder is not None:
-            self._encoder.close()
-            self._encoder = None
+        if self._end is not None:
+            self._end()
+        self._encoder = self._end = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_encoder": None}
+        return {**self.__dict__, "_encoder": None, "_end": None}
 
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.float32]]:
         """Encode a batch of n rows.
@@ -102,7 +103,7 @@ class HiddenState:
             from indexer.encoder.bulk import BulkEncoder
 
             self._encoder = BulkEncoder.load(self._options)
-            weakref.finalize(self, self._encoder.close)
+            self._end = weakref.finalize(self, self._encoder.close)
             for warning in self._encoder.warnings:
                 logger.warning("%s", warning)
         return {self.column: self._encoder.encode(texts, normalize=self._normalize)}

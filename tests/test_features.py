@@ -6,6 +6,7 @@ import gc
 import pickle
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,10 @@ def test_torch_has_its_threads_again_once_the_recipe_is_closed_or_gone(tiny_bert
     before = threads_of_a_new_thread()
     with_close, forgotten = HiddenState(str(tiny_bert)), HiddenState(str(tiny_bert))
     with_close({"text": TEXTS[:2]})
+    encoder = weakref.ref(with_close._encoder)
     with_close.close()
+    gc.collect()
+    assert encoder() is None
     assert threads_of_a_new_thread() == before
     assert with_close({"text": TEXTS[:2]})["hidden_state"].shape[0] == 2
     with_close.close()
