@@ -22,6 +22,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--torture", action="store_true", help="Run tests/torture at full size: an hour, not minutes.")
 
 
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A new directory that commands and relative paths start in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def torture(pytestconfig: pytest.Config) -> bool:
     """Whether tests run at full size; `make test` runs small seeds of the same tests."""

@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from corpora import read
 
 from indexer.config import ReadOptions
 from indexer.corpus import read_corpus
@@ -16,10 +17,6 @@ from indexer.errors import CorpusError
 
 PLAIN = ReadOptions()
 ROWS = [{"id": f"d{n}", "text": f"text {n}", "n": n, "tags": ["a", None], "x": {"y": n / 2}} for n in range(2500)]
-
-
-def read(source: object, **options: object) -> list[Document]:
-    return list(read_corpus([source], ReadOptions(**options)))
 
 
 def as_rows(documents: list[Document]) -> list[dict[str, object]]:

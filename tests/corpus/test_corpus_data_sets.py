@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from corpora import read
 
 from indexer.config import ReadOptions
 from indexer.corpus import check_sources, data_sets, read_corpus
@@ -20,18 +21,8 @@ PLAIN = ReadOptions()
 ROWS = [{"id": f"d{n}", "text": f"text {n}", "n": n, "tags": ["a", None], "x": {"y": n / 2}} for n in range(2500)]
 
 
-def read(source: object, **options: object) -> list[Document]:
-    return list(read_corpus([source], ReadOptions(**options)))
-
-
 def as_rows(documents: list[Document]) -> list[dict[str, object]]:
     return [{"id": document.id, "text": document.text, **document.metadata} for document in documents]
-
-
-@pytest.fixture
-def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_a_data_set_of_the_caller_gives_its_rows_and_types() -> None:

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from corpora import read
 
 from indexer.config import ReadOptions
 from indexer.corpus import check_sources, read_corpus
@@ -18,18 +19,8 @@ from indexer.errors import CorpusError, UsageError
 PLAIN = ReadOptions()
 
 
-def read(source: object, **options: object) -> list[Document]:
-    return list(read_corpus([source], ReadOptions(**options)))
-
-
 def as_rows(documents: list[Document]) -> list[dict[str, object]]:
     return [{"id": document.id, "text": document.text, **document.metadata} for document in documents]
-
-
-@pytest.fixture
-def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_json_lines_split_at_line_feeds_alone(tmp_path: Path) -> None:

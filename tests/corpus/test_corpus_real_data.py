@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from corpora import read
 
 from indexer.config import ReadOptions
 from indexer.corpus import read_corpus
@@ -19,10 +20,6 @@ def data(name: str) -> Path:
     if not (DATA / name).exists():
         pytest.skip(f"the shared test data has no {name} here")
     return DATA / name
-
-
-def read(source: object, **options: object) -> list[Document]:
-    return list(read_corpus([source], ReadOptions(**options)))
 
 
 def as_rows(documents: list[Document]) -> list[dict[str, object]]:

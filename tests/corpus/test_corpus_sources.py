@@ -10,23 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from corpora import read
 
 from indexer.config import ReadOptions
 from indexer.corpus import check_sources, read_corpus, source_name
-from indexer.documents import Document
 from indexer.errors import CorpusError, UsageError
 
 PLAIN = ReadOptions()
-
-
-def read(source: object, **options: object) -> list[Document]:
-    return list(read_corpus([source], ReadOptions(**options)))
-
-
-@pytest.fixture
-def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_standard_input_is_json_lines_and_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,23 +5,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from corpora import read
 
 from indexer.config import ReadOptions
 from indexer.corpus import check_sources, read_corpus
-from indexer.documents import Document
 from indexer.errors import CorpusError
 
 PLAIN = ReadOptions()
-
-
-def read(source: object, **options: object) -> list[Document]:
-    return list(read_corpus([source], ReadOptions(**options)))
-
-
-@pytest.fixture
-def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
