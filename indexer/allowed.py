@@ -43,9 +43,7 @@ class Allowed:
 
     def has(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which of some slots are allowed, in the shape of the slots."""
-        if self.bits is None:
-            return np.ones(slots.shape, np.bool_)
-        return np.asarray(self.bits[slots >> 3] >> (slots & 7) & 1, np.bool_)
+        return np.ones(slots.shape, np.bool_) if self.bits is None else are_set(self.bits, slots)
 
     def n_from(self, first: int) -> int:
         """Return how many slots from `first` on are allowed."""
@@ -62,6 +60,11 @@ class Allowed:
                 octets = self.bits[start : start + _UNPACKED_BYTES]
                 slots = slots[np.unpackbits(octets, count=len(slots), bitorder="little").view(np.bool_)]
             yield slots[np.searchsorted(slots, first) :]
+
+
+def are_set(bits: NDArray[np.uint8], numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which numbers have their bit set, the lowest bit of a byte first, in the shape of the numbers."""
+    return np.asarray(bits[numbers >> 3] >> (numbers & 7) & 1, np.bool_)
 
 
 def _pack(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

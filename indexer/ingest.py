@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.allowed import are_set
 from indexer.changes import Changes, NewDocument
 from indexer.config import IfExists
 from indexer.documents import Document, Place
@@ -133,6 +134,8 @@ class Ingest:
             StorageError: a commit was refused.
         """
         rows = self.unseen_rows(np.sort(np.array(list(self._emptied), np.int64)))
+        if not len(rows):
+            return
         gone = [row for row in rows.tolist() if self._may_update(*self._emptied[row])]
         n_documents = self._store.counts()["documents"]
         if len(gone) > n_documents / 2:
@@ -349,9 +352,8 @@ class SeenRows:
 
     def has(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell which of some rows it has met."""
-        old = np.minimum(rows, self._last)
-        is_noted: NDArray[np.bool_] = np.frombuffer(self._bits, np.uint8)[old >> 3] >> (old & 7) & 1 == 1
-        return is_noted | (rows > self._last)
+        is_new = rows > self._last
+        return is_new | are_set(np.frombuffer(self._bits, np.uint8), np.where(is_new, 0, rows))
 
     def __contains__(self, row_id: int) -> bool:
         return row_id > self._last or bool(self._bits[row_id >> 3] >> (row_id & 7) & 1)

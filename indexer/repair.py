@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -138,19 +138,25 @@ def _mend_database(path: Path, report: RepairReport) -> None:
             if sql.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok":
                 report.mended.append(f"{path}: the SQL indexes were made again")
         if _derived_is_wrong(sql, path):
-            with transaction(sql, path, "IMMEDIATE"):
+            with _commit(sql, path):
                 create_derived(sql)
                 table = MetadataTable(sql)
                 for rows in _metadata(sql, path):
                     table.add(rows)
                 table.finish()
-                sql.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
             report.mended.append(f"{path}: the derived metadata and the catalogue of fields were made again")
         if totals_problem(sql, path):
-            with transaction(sql, path, "IMMEDIATE"):
+            with _commit(sql, path):
                 keep_totals(sql, count_totals(sql))
-                sql.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
             report.mended.append(f"{path}: documents and tokens were counted again")
+
+
+@contextmanager
+def _commit(sql: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """Hold the transaction of a commit that readers see as a new one."""
+    with transaction(sql, path, "IMMEDIATE"):
+        yield
+        sql.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
 
 
 def _derived_is_wrong(sql: sqlite3.Connection, path: Path) -> bool:

@@ -88,7 +88,7 @@ def test_the_vectors_are_durable_before_the_commit_that_names_them(
     store.source("corpus.jsonl")
     steps.clear()
     append(store, [document("c", "three")])
-    assert steps == ["fsync", "begin"]  # the first is that of the source's number
+    assert steps == ["fsync", "begin"]
 
 
 def test_committed_vectors_stand_in_the_order_of_the_documents(store: Store) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.allowed import are_set
 from indexer.ann.kinds import Recipe
 from indexer.errors import MissingExtraError, UsageError
 from indexer.exact import ROUNDING
@@ -253,7 +254,7 @@ class AnnIndex:
         if answer is None:
             return None
         scores, slots = answer
-        is_good = (slots >= 0) & (allowed[slots >> 3] >> (slots & 7) & 1 == 1)
+        is_good = (slots >= 0) & are_set(allowed, slots)
         if (np.count_nonzero(is_good, axis=1) < k).any():
             return None
         best = np.argsort(~is_good, axis=1, kind="stable")[:, :k]

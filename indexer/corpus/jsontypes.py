@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date, datetime, time
+from datetime import date, time
 from decimal import Decimal
 from types import NoneType
 from uuid import UUID
@@ -34,9 +34,9 @@ def _json_type(value: object, depth: int) -> object:
             return {key: _json_type(item, depth + 1) for key, item in value.items()}
         case list() | tuple():
             return [_json_type(item, depth + 1) for item in value]
-        case date() | datetime() if value != value:
+        case date() if value != value:  # pandas' NaT, which is no time at all
             return None
-        case date() | datetime() | time():
+        case date() | time():  # a datetime is a date
             return value.isoformat()
         case Decimal() | UUID():
             return str(value)

@@ -172,11 +172,11 @@ def _format(path: Path) -> str | None:
 def _file_part(path: Path, relative: str, options: ReadOptions) -> Part:
     """Return the part of one file of a known format."""
     name = str(path)
-    if path.exists() and not path.is_file():
-        raise CorpusError(name, None, "not a regular file; take it out of the directory, or pipe it into stdin (-)")
+    if not path.is_file():
+        there = "not a regular file; take it out of the directory, or pipe it into stdin (-)"
+        raise CorpusError(name, None, there if path.exists() else "no such file (a link that leads nowhere)")
     if not os.access(path, os.R_OK):
-        reason = "permission denied" if path.exists() else "no such file (a link that leads nowhere)"
-        raise CorpusError(name, None, reason)
+        raise CorpusError(name, None, "permission denied")
     format_ = _format(path)
     read: Reader
     match format_:
