@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from indexer.documents import Document
 
@@ -18,8 +19,7 @@ class Known:
     same_text: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PassageRow:
+class PassageRow(NamedTuple):
     """One passage to store; `start` and `end` (characters) are None when it is the whole document."""
 
     start: int | None
@@ -29,8 +29,7 @@ class PassageRow:
     n_tokens_lost: int
 
 
-@dataclass(frozen=True, slots=True)
-class NewDocument:
+class NewDocument(NamedTuple):
     """A document to append with its passages; `replaces` is the row of the version it takes the place of."""
 
     document: Document

@@ -241,8 +241,7 @@ class Ingest:
         """Copy the vectors that are there and hand all other texts to the model, each once."""
         fresh: dict[str, list[tuple[Pending, int]]] = {}
         for item, cut in zip(items, spans, strict=True):
-            item.spans, item.n_missing = cut, len(cut)
-            item.rows, item.vectors = [None] * len(cut), [self._store.no_vectors()] * len(cut)
+            item.spans, item.done, item.n_missing = cut, [None] * len(cut), len(cut)
             for passage in range(len(cut)):
                 text = item.text(passage)
                 waiting = self._waiting if text in self._waiting else fresh
@@ -306,14 +305,15 @@ class Ingest:
         """Commit the documents of a group that are ready, and what else its window changes."""
         ready, window = group.take_ready(), group.window
         changes, window.changes = window.changes, Changes()
+        vectors: list[NDArray[np.float32]] = []
         for item in ready:
-            rows = [row for row in item.rows if row is not None]
+            rows, item_vectors = zip(*filter(None, item.done), strict=True)
+            vectors += item_vectors
             n_lost = sum(row.n_tokens_lost for row in rows)
             self._report.truncated += n_lost > 0
             self._report.tokens_lost += n_lost
             changes.appended.append(NewDocument(item.document, item.source, rows, item.replaces))
         if changes:
-            vectors = [vector for item in ready for vector in item.vectors]
             with self._watch.stage("commit"):
                 self._store.commit(changes, np.stack(vectors) if vectors else self._store.no_vectors())
             self._last_commit_s = time.monotonic()

@@ -9,7 +9,9 @@ import json
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from types import NoneType
 
 from indexer.documents import JsonValue, Metadata
 
@@ -25,36 +27,30 @@ _RESERVED = {"document", "rowid", "oid", "_rowid_"}
 _INT64 = range(-(2**63), 2**63)
 
 
-def json_type(value: object) -> str:
+_JSON_TYPES: dict[type, str] = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    NoneType: "null",
+    dict: "object",
+    list: "array",
+}
+_SCALARS = {"string", "integer", "number", "boolean"}
+
+
+def json_type(value: JsonValue) -> str:
     """Return the JSON type of a value: string, integer, number, boolean, null, array or object."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "boolean"
-        case int():
-            return "integer"
-        case float():
-            return "number"
-        case str():
-            return "string"
-        case Mapping():
-            return "object"
-        case _:
-            return "array"
+    return _JSON_TYPES[type(value)]
 
 
 def column_value(value: JsonValue) -> str | int | float | None:
     """Return a metadata value as the derived table holds it; None for what it does not hold."""
-    match value:
-        case bool():
-            return int(value)
-        case int():
-            return value if value in _INT64 else _nearest_float(value)
-        case str() | float():
-            return value
-        case _:
-            return None
+    if isinstance(value, str | float):
+        return value
+    if isinstance(value, int):
+        return int(value) if value in _INT64 else _nearest_float(value)
+    return None
 
 
 def _nearest_float(value: int) -> float:
@@ -74,21 +70,21 @@ class MetadataTable:
 
     def add(self, rows: Sequence[tuple[int, Metadata]]) -> None:
         """Add the metadata of some documents, given with their rows."""
-        for _, metadata in rows:
-            self._count(metadata, 1)
-            self._add_columns(metadata)
+        found = _count_types([metadata for _, metadata in rows])
+        self._counts.update(found)
+        self._add_columns(found)
         marks = ", ".join("?" * (1 + len(self._columns)))
         self._sql.executemany(
             f"INSERT INTO metadata VALUES ({marks})",
-            [(row_id, *(column_value(metadata.get(name)) for name in self._columns)) for row_id, metadata in rows],
+            [(row_id, *map(column_value, map(metadata.get, self._columns))) for row_id, metadata in rows],
         )
 
     def remove(self, row_ids: Sequence[int]) -> None:
         """Take out the metadata of some documents, which still stand in `documents` with what was added."""
         chosen = "SELECT value FROM json_each(?)"
         parameter = (json.dumps(row_ids),)
-        for (metadata,) in self._sql.execute(f"SELECT metadata FROM documents WHERE row_id IN ({chosen})", parameter):
-            self._count(json.loads(metadata), -1)
+        removed = self._sql.execute(f"SELECT metadata FROM documents WHERE row_id IN ({chosen})", parameter)
+        self._counts.subtract(_count_types([json.loads(metadata) for (metadata,) in removed]))
         self._sql.execute(f"DELETE FROM metadata WHERE document IN ({chosen})", parameter)
 
     def finish(self) -> None:
@@ -100,18 +96,21 @@ class MetadataTable:
         )
         self._sql.execute("DELETE FROM fields WHERE n = 0")
 
-    def _count(self, metadata: Metadata, n: int) -> None:
-        for name, value in metadata.items():
-            self._counts[name, json_type(value)] += n
-
-    def _add_columns(self, metadata: Metadata) -> None:
-        for name, value in metadata.items():
-            if name in self._columns or column_value(value) is None or len(self._columns) >= MAX_COLUMNS:
+    def _add_columns(self, found: Iterable[tuple[str, str]]) -> None:
+        for name, kind in found:
+            if name in self._columns or kind not in _SCALARS or len(self._columns) >= MAX_COLUMNS:
                 continue
             taken = _RESERVED | {column.lower() for column in self._columns}
             if _PLAIN_NAME.fullmatch(name) and name.lower() not in taken:
                 self._sql.execute(f'ALTER TABLE metadata ADD COLUMN "{name}"')
                 self._columns.append(name)
+
+
+def _count_types(several: Sequence[Metadata]) -> Counter[tuple[str, str]]:
+    """Count fields by name and JSON type, in the order in which they come."""
+    names = chain.from_iterable(several)
+    types = map(json_type, chain.from_iterable(metadata.values() for metadata in several))
+    return Counter(zip(names, types, strict=True))
 
 
 def table_columns(connection: sqlite3.Connection) -> list[str]:

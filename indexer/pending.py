@@ -35,8 +35,7 @@ class Pending:
     source: int
     replaces: int | None = None
     spans: Sequence[tuple[int, int] | None] = (None,)
-    rows: list[PassageRow | None] = field(default_factory=list)
-    vectors: list[NDArray[np.float32]] = field(default_factory=list)
+    done: list[tuple[PassageRow, NDArray[np.float32]] | None] = field(default_factory=list)
     n_missing: int = 0
 
     def text(self, passage: int) -> str:
@@ -47,8 +46,8 @@ class Pending:
     def put(self, passage: int, vector: NDArray[np.float32], n_tokens: int, n_tokens_lost: int) -> None:
         """Give a passage its vector, (d,) float32."""
         start, end = self.spans[passage] or (None, None)
-        self.rows[passage] = PassageRow(start, end, text_key(self.text(passage)), n_tokens, n_tokens_lost)
-        self.vectors[passage] = vector
+        row = PassageRow(start, end, text_key(self.text(passage)), n_tokens, n_tokens_lost)
+        self.done[passage] = row, vector
         self.n_missing -= 1
 
 

@@ -391,10 +391,7 @@ class Store(Holdings):
         owners = ((row_id, passage) for row_id, new in numbered for passage in new.passages)
         self._sql.executemany(
             "INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [
-                (slot, row_id, p.start, p.end, p.text_key, p.n_tokens, p.n_tokens_lost)
-                for slot, (row_id, p) in enumerate(owners, self.n_rows)
-            ],
+            [(slot, row_id, *passage) for slot, (row_id, passage) in enumerate(owners, self.n_rows)],
         )
         metadata.add([(row_id, new.document.metadata) for row_id, new in numbered])
 

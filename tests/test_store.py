@@ -385,6 +385,15 @@ def test_a_twin_is_a_live_passage_with_the_same_text_letter_by_letter(
     assert store.twins(["one"]) == {}
 
 
+def test_looking_for_twins_of_new_texts_is_one_statement_for_all(store: Store) -> None:
+    statements: list[str] = []
+    store._sql.set_trace_callback(statements.append)
+    assert set(store.twins([f"new text {i}" for i in range(100)])) == set()
+    assert len(statements) == 1
+    assert set(store.twins(["new", "one"])) == {"one"}
+    store._sql.set_trace_callback(None)
+
+
 def test_looking_for_a_twin_does_not_pay_for_every_copy_of_a_text(store: Store) -> None:
     append(store, [document(f"x{i}", "same") for i in range(3_000)])
     n_thousands = 0
