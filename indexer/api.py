@@ -219,10 +219,14 @@ class Index:
         return delete_documents(self.directory, ids, where)
 
     @classmethod
-    def take_in(cls, directory: str | Path) -> tuple[Index, ImportReport]:
+    def take_in(cls, directory: str | Path, *, on_progress: OnProgress | None = None) -> tuple[Index, ImportReport]:
         """Check an index directory from elsewhere to the last byte, and build its FAISS file anew.
 
         FAISS files in it are removed unread: no checksum can vouch for them. Do this before anything else with it.
+
+        Args:
+            directory: of the index.
+            on_progress: told after each step.
 
         Raises:
             IndexCorruptError: something in it is not as an index has it; nothing was changed.
@@ -230,11 +234,16 @@ class Index:
             IndexNotFoundError: there is no index at the path.
             StorageError: the file system refused.
         """
-        report = import_index(Path(directory))
+        report = import_index(Path(directory), on_progress or tell_nobody)
         return cls(directory), report
 
     def repair(
-        self, *, encode_damaged: bool = False, model: str | None = None, device: str | None = None
+        self,
+        *,
+        encode_damaged: bool = False,
+        model: str | None = None,
+        device: str | None = None,
+        on_progress: OnProgress | None = None,
     ) -> RepairReport:
         """Mend what is derived, and name what cannot be mended.
 
@@ -246,31 +255,45 @@ class Index:
             encode_damaged: encode the texts of damaged vectors again.
             model: another place of the same weights.
             device: where to encode, e.g. cuda:0, cuda:0,cuda:1 or cpu; the default is every GPU, else the CPU.
+            on_progress: told after each step.
 
         Raises:
             EncoderError: the model cannot be used, or no longer gives the vectors that it gave.
             IndexLockedError: another writer holds the index.
             ModelNotFoundError: the model cannot be had here.
         """
-        return repair_index(self.directory, encode_damaged=encode_damaged, model=model, device=device)
+        return repair_index(
+            self.directory,
+            encode_damaged=encode_damaged,
+            model=model,
+            device=device,
+            on_progress=on_progress or tell_nobody,
+        )
 
-    def compact(self) -> CompactReport:
+    def compact(self, *, on_progress: OnProgress | None = None) -> CompactReport:
         """Give back the space of deleted and replaced documents, and bring the FAISS file up to date.
 
         Readers go on meanwhile. The live vectors are copied, each checked, so there must be room for them.
+
+        Args:
+            on_progress: told after each step.
 
         Raises:
             IndexCorruptError: a vector is damaged; nothing was changed.
             IndexLockedError: another writer holds the index.
             StorageError: the file system refused; no document is lost.
         """
-        return compact_index(self.directory)
+        return compact_index(self.directory, on_progress or tell_nobody)
 
-    def backup(self, target: str | Path) -> BackupReport:
+    def backup(self, target: str | Path, *, on_progress: OnProgress | None = None) -> BackupReport:
         """Copy the index, as it is at one commit, to a directory that is new or empty, and check every byte.
 
         Others may write the index meanwhile. The copy is an index; move it back to restore it. A copy that was cut off
         is no index, and the next backup to the same place removes it.
+
+        Args:
+            target: where the copy goes.
+            on_progress: told after each step.
 
         Raises:
             IndexCorruptError: the index is damaged.
@@ -278,7 +301,7 @@ class Index:
             UsageError: `target` holds something else.
             IndexLockedError: another backup goes there.
         """
-        return backup_index(self.directory, Path(target))
+        return backup_index(self.directory, Path(target), on_progress or tell_nobody)
 
     def rebuild(
         self,
@@ -326,6 +349,11 @@ class Index:
         """Return what is in the index, its encoder contract and its generations, as `index info --json` prints it."""
         return describe(self.directory)
 
-    def verify(self, *, deep: bool = False) -> list[str]:
-        """Check the index, with `deep` every byte, and return the problems, one line each."""
-        return verify_index(self.directory, deep=deep)
+    def verify(self, *, deep: bool = False, on_progress: OnProgress | None = None) -> list[str]:
+        """Check the index, with `deep` every byte, and return the problems, one line each.
+
+        Args:
+            deep: check every checksum, every text and all that is derived.
+            on_progress: told after each step.
+        """
+        return verify_index(self.directory, deep=deep, on_progress=on_progress or tell_nobody)

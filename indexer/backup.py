@@ -32,6 +32,7 @@ from indexer.files import (
 )
 from indexer.generations import GenerationRow
 from indexer.lock import writer_lock
+from indexer.progress import OnProgress, OnShare, Phase, part_of, tell_nobody
 from indexer.snapshot import Snapshot, SnapshotReader, read_snapshot
 from indexer.vectors import VectorReader
 from indexer.verify import verify_index
@@ -39,6 +40,8 @@ from indexer.verify import verify_index
 logger = logging.getLogger(__name__)
 
 _STEP_PAGES = 4_096
+# How far the copy is when the database is copied and the vectors are not.
+_DATABASE_DONE = 0.5
 _CHUNK_BYTES = 1 << 20
 _TRIES = 5
 _UNFINISHED = re.compile(r"backup-[0-9a-f]{32}\.tmp(-journal)?")
@@ -56,7 +59,7 @@ class BackupReport:
     bytes: int
 
 
-def backup_index(directory: Path, target: Path) -> BackupReport:
+def backup_index(directory: Path, target: Path, on_progress: OnProgress = tell_nobody) -> BackupReport:
     """Copy an index to a directory that is new or empty; `Index.backup` says more.
 
     The database is copied first and names what else belongs to it. The copy gets its `index.db` last: until then there
@@ -65,6 +68,7 @@ def backup_index(directory: Path, target: Path) -> BackupReport:
     Args:
         directory: of the index.
         target: where the copy goes.
+        on_progress: told after each step.
 
     Raises:
         UsageError: `target` holds something else.
@@ -81,7 +85,7 @@ def backup_index(directory: Path, target: Path) -> BackupReport:
         _clear(target)
         temporary = target / new_name("backup", "tmp")
         try:
-            snapshot = _copy_files(directory, target, temporary)
+            snapshot = _copy_files(directory, target, temporary, on_progress)
         except BaseException:
             with suppress(StorageError):  # the next backup tries again
                 _clear(target)
@@ -90,7 +94,7 @@ def backup_index(directory: Path, target: Path) -> BackupReport:
             sync_directory(target)
             temporary.rename(target / DATABASE)
             sync_directory(target)
-    if problems := verify_index(target, deep=True, generations=False):
+    if problems := verify_index(target, deep=True, generations=False, on_progress=on_progress):
         msg = (
             f"the copy at {target} is not sound: {problems[0]}; do not rely on it, run: index verify {directory} --deep"
         )
@@ -138,10 +142,10 @@ def _clear(target: Path) -> None:
                 discard(path)
 
 
-def _copy_files(directory: Path, target: Path, temporary: Path) -> Snapshot:
+def _copy_files(directory: Path, target: Path, temporary: Path, on_progress: OnProgress) -> Snapshot:
     """Copy the database, then the files it names; again if compaction took the vector file away in between."""
     for _ in range(_TRIES):
-        _copy_database(directory, temporary)
+        _copy_database(directory, temporary, part_of(on_progress, Phase.COPY, 0.0, _DATABASE_DONE))
         with storage_errors(target):
             sync_directory(target)  # nothing else is there without the mark of an unfinished copy
         with _copied(temporary) as sql, transaction(sql, temporary, "IMMEDIATE"):
@@ -152,7 +156,8 @@ def _copy_files(directory: Path, target: Path, temporary: Path) -> Snapshot:
                 continue
             blocks = sql.execute("SELECT first_slot, n_rows, crc32 FROM blocks ORDER BY first_slot").fetchall()
             with vectors:
-                _copy_vectors(vectors, blocks, target / snapshot.vector_file)
+                on_share = part_of(on_progress, Phase.COPY, _DATABASE_DONE)
+                _copy_vectors(vectors, blocks, target / snapshot.vector_file, on_share)
             for row in snapshot.generations:
                 if not _copy_generation(directory, target, row):
                     sql.execute("DELETE FROM generations WHERE name = ?", (row.name,))
@@ -164,7 +169,7 @@ def _copy_files(directory: Path, target: Path, temporary: Path) -> Snapshot:
     raise IndexCorruptError(msg)
 
 
-def _copy_database(directory: Path, temporary: Path) -> None:
+def _copy_database(directory: Path, temporary: Path, on_share: OnShare) -> None:
     """Copy the database as it is at one commit.
 
     A few pages at a time, so that no commit has to wait; SQLite begins anew when one came in between. When commits come
@@ -172,16 +177,17 @@ def _copy_database(directory: Path, temporary: Path) -> None:
     """
     n_restarts = before = 0
 
-    def restarted(_status: int, remaining: int, _total: int) -> None:
+    def after_step(_status: int, remaining: int, total: int) -> None:
         nonlocal n_restarts, before
         n_restarts, before = n_restarts + (remaining > before > 0), remaining
         if n_restarts >= _TRIES:
             raise _TooManyCommitsError
+        on_share(1 - remaining / max(total, 1))
 
     with closing(connect_reader(directory)) as source, translated(temporary):
         try:
             with _copied(temporary) as copy:
-                source.backup(copy, pages=_STEP_PAGES, progress=restarted, sleep=0.01)
+                source.backup(copy, pages=_STEP_PAGES, progress=after_step, sleep=0.01)
         except _TooManyCommitsError as error:
             if (directory / DATABASE).stat().st_size > _HELD_UP_BYTES:
                 msg = f"{directory} is written faster than its database can be copied; run again when the writer ends"
@@ -201,7 +207,7 @@ def _copied(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def _copy_vectors(vectors: VectorReader, blocks: list[tuple[int, int, int]], target: Path) -> None:
+def _copy_vectors(vectors: VectorReader, blocks: list[tuple[int, int, int]], target: Path, on_share: OnShare) -> None:
     """Copy the header and the rows that the database names, each block checked, and make them durable."""
     layout = vectors.layout
     with storage_errors(target), _opened(target, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
@@ -209,6 +215,7 @@ def _copy_vectors(vectors: VectorReader, blocks: list[tuple[int, int, int]], tar
         for first_slot, n_rows, crc in blocks:
             rows = vectors.checked(first_slot, n_rows, crc)
             write_all(file, rows.data.cast("B"), layout.file_bytes(first_slot))
+            on_share((first_slot + n_rows) / vectors.n_rows)
         os.fsync(file)
 
 

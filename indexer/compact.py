@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from indexer.ann.index import require_faiss
 from indexer.files import directory_bytes, discard
 from indexer.lock import writer_lock
+from indexer.progress import OnProgress, OnShare, Phase, part_of, tell_nobody
 from indexer.store import Store
 from indexer.upkeep import asked_before, bring_generation_up_to_date
 from indexer.vectors import VectorReader, VectorWriter, create_vector_file
@@ -40,10 +41,14 @@ class CompactReport:
     warnings: tuple[str, ...]
 
 
-def compact_index(directory: Path) -> CompactReport:
+def compact_index(directory: Path, on_progress: OnProgress = tell_nobody) -> CompactReport:
     """Give back the space of deleted and replaced documents; `Index.compact` says more.
 
     Readers go on meanwhile: until they refresh they read the old vector file, which has no name any more.
+
+    Args:
+        directory: of the index.
+        on_progress: told after each step.
 
     Raises:
         IndexLockedError: another writer holds the index.
@@ -57,9 +62,9 @@ def compact_index(directory: Path) -> CompactReport:
         dropped = store.n_dead()
         if dropped:
             with VectorReader(store.directory, store.vector_file, store.layout, store.n_rows) as vectors:
-                rewrite_vectors(store, live_rows(vectors, store.blocks(), store.live_slots()))
+                rewrite_vectors(store, live_rows(vectors, store.blocks(), store.live_slots()), on_progress)
         store.give_back_pages(_VACUUM_PAGES)
-        warnings = bring_generation_up_to_date(store, asked)
+        warnings = bring_generation_up_to_date(store, asked, on_progress)
         counts = store.counts()
     return CompactReport(
         documents=counts["documents"],
@@ -71,17 +76,18 @@ def compact_index(directory: Path) -> CompactReport:
     )
 
 
-def rewrite_vectors(store: Store, parts: Iterable[NDArray[np.generic]]) -> None:
+def rewrite_vectors(store: Store, parts: Iterable[NDArray[np.generic]], on_progress: OnProgress) -> None:
     """Let the index name a new vector file with the rows of its live slots, in their order and without a gap.
 
     Args:
         store: the index.
         parts: the rows as they are stored, (n, d) each.
+        on_progress: told after each of them.
     """
     name = create_vector_file(store.directory, store.layout)
     try:
         with closing(VectorWriter(store.directory, name, store.layout)) as writer:
-            blocks = _write(writer, parts)
+            blocks = _write(writer, parts, store.counts()["passages"], part_of(on_progress, Phase.COPY))
     except BaseException:
         discard(store.directory / name)  # no commit can have named it
         raise
@@ -109,12 +115,15 @@ def live_rows(vectors: VectorReader, blocks: Sequence[Block], live: NDArray[np.i
         yield np.concatenate(waiting)
 
 
-def _write(writer: VectorWriter, parts: Iterable[NDArray[np.generic]]) -> list[Block]:
+def _write(
+    writer: VectorWriter, parts: Iterable[NDArray[np.generic]], n_expected: int, on_share: OnShare
+) -> list[Block]:
     """Write rows one behind the other, make them durable, and return their blocks."""
     blocks: list[Block] = []
     n_rows = 0
     for rows in parts:
         blocks.append((n_rows, len(rows), writer.write(n_rows, rows)))
         n_rows += len(rows)
+        on_share(min(n_rows / max(n_expected, 1), 1.0))
     writer.sync()
     return blocks

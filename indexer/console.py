@@ -1,4 +1,4 @@
-"""What the command line draws on stderr: the progress of a build, errors in one line."""
+"""What the command line draws on stderr: progress, errors in one line."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from rich.progress import Progress as RichProgress
 from indexer.progress import Phase, Progress
 
 _PHASES = {
+    Phase.CHECK: "checking",
+    Phase.COPY: "copying",
     Phase.LOAD: "loading the model",
     Phase.ENCODE: "encoding",
     Phase.INDEX: "finishing: building the search index",
     Phase.TUNE: "finishing: measuring the recall",
     Phase.DONE: "done",
 }
-_MEASURED = {Phase.ENCODE, Phase.INDEX, Phase.TUNE}
+_MEASURED = {Phase.CHECK, Phase.COPY, Phase.ENCODE, Phase.INDEX, Phase.TUNE}
+# Of what mostly takes no time a line is written when it does.
+_QUIET = {Phase.CHECK, Phase.COPY, Phase.DONE}
 _LINE_EVERY_S = 10.0
 _RATE_WINDOW_S = 20.0
 
@@ -47,7 +51,7 @@ class ProgressDisplay:
             self._task = self._bar.add_task("starting", total=None, counts="")
         self._phase: Phase | None = None
         self._points: list[tuple[float, int, int]] = []
-        self._last_line_s = 0.0
+        self._last_line_s = time.monotonic()
 
     def __enter__(self) -> ProgressDisplay:
         if self._bar is not None:
@@ -75,8 +79,8 @@ class ProgressDisplay:
                 completed=progress.fraction or 0.0,
                 counts=counts,
             )
-        elif progress.phase is not Phase.DONE and (
-            progress.phase is not self._phase or time.monotonic() - self._last_line_s >= _LINE_EVERY_S
+        elif (progress.phase is not self._phase and progress.phase not in _QUIET) or (
+            progress.phase is not Phase.DONE and time.monotonic() - self._last_line_s >= _LINE_EVERY_S
         ):
             share = f"{progress.fraction:.0%}, " if progress.fraction is not None else ""
             detail = f": {share}{counts}".rstrip(" ,:") if progress.phase in _MEASURED else ""

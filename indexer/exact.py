@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from indexer.allowed import Allowed
 from indexer.vectors import VectorReader
 
-# Called with the share that is done, in [0, 1]; an interrupt raised in it is safe.
-OnShare: TypeAlias = Callable[[float], None]
+if TYPE_CHECKING:
+    from indexer.progress import OnShare
 
 # Two float32 dot products of the same unit vectors, summed in another order, differ by less than this.
 ROUNDING = 1e-5

@@ -11,6 +11,7 @@ from indexer.ann.kinds import Kind
 from indexer.encoder.contract import Contract
 from indexer.errors import IndexCorruptError
 from indexer.lock import writer_lock
+from indexer.progress import OnProgress, tell_nobody
 from indexer.snapshot import SnapshotReader
 from indexer.store import Store
 from indexer.upkeep import asked_before, bring_generation_up_to_date
@@ -27,12 +28,16 @@ class ImportReport:
     warnings: tuple[str, ...]
 
 
-def import_index(directory: Path) -> ImportReport:
+def import_index(directory: Path, on_progress: OnProgress = tell_nobody) -> ImportReport:
     """Check an index directory from elsewhere to the last byte, and build its FAISS file anew.
 
     A FAISS file is the one part that a checksum cannot vouch for: who wrote the file wrote the checksum too, and FAISS
     does not check all that it reads. So those in the directory are removed unread. Who controls the texts of an index
     controls its answers: that they are what they say is for you to know.
+
+    Args:
+        directory: of the index.
+        on_progress: told after each step.
 
     Raises:
         IndexNotFoundError: there is no index at the path.
@@ -44,7 +49,7 @@ def import_index(directory: Path) -> ImportReport:
     with closing(SnapshotReader(directory)) as reader:
         Contract.from_json(reader.setting("contract"))
     with writer_lock(directory):
-        if problems := verify_index(directory, deep=True, generations=False):
+        if problems := verify_index(directory, deep=True, generations=False, on_progress=on_progress):
             more = f" (and {len(problems) - 1} more: index verify --deep)" if len(problems) > 1 else ""
             msg = f"{directory} is not taken in: {problems[0]}{more}"
             raise IndexCorruptError(msg)
@@ -54,7 +59,7 @@ def import_index(directory: Path) -> ImportReport:
                 asked = replace(asked, kind=None)
             store.set_asked(asdict(asked))
             dropped = store.drop_generations([row.name for row in store.generations()])
-            warnings = bring_generation_up_to_date(store, asked)
+            warnings = bring_generation_up_to_date(store, asked, on_progress)
             counts = store.counts()
     return ImportReport(
         documents=counts["documents"],

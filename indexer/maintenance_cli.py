@@ -20,7 +20,7 @@ from indexer.cli import (
     app,
     print_json,
 )
-from indexer.console import say, stop_on_terminate
+from indexer.console import ProgressDisplay, say, stop_on_terminate
 
 
 def _warn(warnings: Sequence[str]) -> None:
@@ -41,7 +41,6 @@ def rebuild(
 ) -> None:
     """Make another FAISS index of the vectors that are there; nothing is encoded."""
     from indexer.ann.kinds import AnnOptions
-    from indexer.console import ProgressDisplay
     from indexer.info import generation_text
     from indexer.upkeep import rebuild_generation
 
@@ -65,7 +64,6 @@ def tune(
     json: JsonOption = False,
 ) -> None:
     """Measure recall against latency on vectors of the index, and keep the fastest setting that reaches the target."""
-    from indexer.console import ProgressDisplay
     from indexer.upkeep import tune_generation
 
     if plot is not None:
@@ -97,7 +95,8 @@ def verify(
     """Check an index; problems give exit code 1."""
     from indexer.verify import verify_index
 
-    problems = verify_index(directory, deep=deep)
+    with ProgressDisplay() as display:
+        problems = verify_index(directory, deep=deep, on_progress=display)
     if json:
         print_json({"ok": not problems, "problems": problems})
     else:
@@ -113,8 +112,8 @@ def compact(directory: DirectoryArgument, json: JsonOption = False) -> None:
     """Give back the space of deleted and replaced documents; readers go on meanwhile."""
     from indexer.compact import compact_index
 
-    with stop_on_terminate():
-        report = compact_index(directory)
+    with stop_on_terminate(), ProgressDisplay() as display:
+        report = compact_index(directory, display)
     _warn(report.warnings)
     if json:
         print_json(asdict(report))
@@ -135,8 +134,8 @@ def backup(
     """Copy an index as it is at one commit, also while it is written, and check every byte of the copy."""
     from indexer.backup import backup_index
 
-    with stop_on_terminate():
-        report = backup_index(directory, target)
+    with stop_on_terminate(), ProgressDisplay() as display:
+        report = backup_index(directory, target, display)
     if json:
         print_json(asdict(report))
     else:
@@ -158,8 +157,8 @@ def repair(
     """Mend what is derived, and name what cannot be mended; what is left gives exit code 1."""
     from indexer.repair import repair_index
 
-    with stop_on_terminate():
-        report = repair_index(directory, encode_damaged=encode_damaged, model=model, device=device)
+    with stop_on_terminate(), ProgressDisplay() as display:
+        report = repair_index(directory, encode_damaged=encode_damaged, model=model, device=device, on_progress=display)
     _warn(report.warnings)
     if json:
         print_json(report.to_json())
@@ -176,8 +175,8 @@ def import_(directory: DirectoryArgument, json: JsonOption = False) -> None:
     """Check an index directory from elsewhere to the last byte; its FAISS files are removed unread and built anew."""
     from indexer.importing import import_index
 
-    with stop_on_terminate():
-        report = import_index(directory)
+    with stop_on_terminate(), ProgressDisplay() as display:
+        report = import_index(directory, display)
     _warn(report.warnings)
     if json:
         print_json(asdict(report))

@@ -8,11 +8,13 @@ from indexer.ann.generation import Generation
 from indexer.ann.kinds import AnnOptions
 from indexer.ann.tuning import Point, Trial, Tuning
 from indexer.documents import JsonValue
-from indexer.exact import OnShare
 from indexer.generations import GenerationRow
-from indexer.progress import OnProgress, Phase, Progress
+from indexer.progress import OnProgress, OnShare, Phase, part_of
 from indexer.store import Store, now
 from indexer.vectors import VectorReader
+
+# How far a tuning is when it has the exact neighbours of its queries.
+_COMPARED = 0.5
 
 
 def open_vectors(store: Store) -> VectorReader:
@@ -29,7 +31,7 @@ def new_trial(store: Store, vectors: VectorReader, generation: Generation, on_pr
     """Draw queries among the live vectors of an index, and find their nearest among those that a generation holds."""
     # An index that takes no filter is not searched once there are dead slots.
     dead = store.dead_slots() if generation.index.takes_filters else None
-    return Trial(vectors, generation.n_slots, _compared_share(on_progress), dead=dead)
+    return Trial(vectors, generation.n_slots, part_of(on_progress, Phase.TUNE, 0.0, _COMPARED), dead=dead)
 
 
 def tune(
@@ -80,11 +82,6 @@ def missed(row: GenerationRow, point: Point, target: float) -> str:
     )
 
 
-def _compared_share(on_progress: OnProgress) -> OnShare:
-    """Return what a trial tells how far it is with the exact neighbours, about half of the work."""
-    return lambda share: on_progress(Progress(phase=Phase.TUNE, fraction=share / 2))
-
-
 def tuned_share(on_progress: OnProgress) -> OnShare:
     """Return what a tuning tells how far it is."""
-    return lambda share: on_progress(Progress(phase=Phase.TUNE, fraction=(1 + share) / 2))
+    return part_of(on_progress, Phase.TUNE, _COMPARED)

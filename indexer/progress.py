@@ -1,4 +1,4 @@
-"""What a build tells while it runs and when it has ended; only the command line draws it."""
+"""What work on an index tells while it runs and when it has ended; only the command line draws it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from indexer.documents import JsonValue
 
 
 class Phase(StrEnum):
-    """What a build is doing; the time of each is in the report."""
+    """What is being done to an index."""
 
+    CHECK = "check"
+    COPY = "copy"
     LOAD = "load"
     ENCODE = "encode"
     INDEX = "index"
@@ -25,7 +27,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """Where a build stands: only what is committed or found unchanged counts.
+    """Where the work stands; of documents, only what is committed or found unchanged counts.
 
     `fraction` is the share of the phase, in [0, 1], that is done with, None when that is not known, as with a source of
     unknown size; `warnings` are lines that the user should see now.
@@ -40,6 +42,8 @@ class Progress:
 
 
 OnProgress: TypeAlias = Callable[[Progress], None]
+OnShare: TypeAlias = Callable[[float], None]
+"""Told the share, in [0, 1], of some work that is done; an interrupt raised in it is safe."""
 
 
 class Stopwatch:
@@ -121,6 +125,11 @@ class BuildReport:
             "bytes": self.bytes,
             "warnings": list(self.warnings),
         }
+
+
+def part_of(on_progress: OnProgress, phase: Phase, start: float = 0.0, stop: float = 1.0) -> OnShare:
+    """Return what tells how far the work is that makes [start, stop] of a phase."""
+    return lambda share: on_progress(Progress(phase=phase, fraction=start + (stop - start) * share))
 
 
 def tell_nobody(_progress: Progress) -> None:

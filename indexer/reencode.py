@@ -15,6 +15,7 @@ from indexer.encoder.contract import Contract
 from indexer.errors import IndexerError, StorageError
 from indexer.ingest import TextEncoder
 from indexer.opening import TextEncoderLoader, check_canaries
+from indexer.progress import OnProgress, Phase, Progress, part_of
 from indexer.store import Store
 from indexer.vectors import VectorReader, encode_rows
 from indexer.verify import block_problem
@@ -33,25 +34,34 @@ class Damage:
         return sum(map(len, self.blocks.values()))
 
 
-def find_damage(store: Store) -> Damage | None:
+def find_damage(store: Store, on_progress: OnProgress) -> Damage | None:
     """Compare every block of the vector file with its checksum, and return what is wrong, None when all is sound.
 
     Args:
         store: opened without its vectors.
+        on_progress: told after each block.
     """
-    live = store.live_slots()
+    live, blocks = store.live_slots(), store.blocks()
     vectors, reason = _what_is_there(store)
+    on_share = part_of(on_progress, Phase.CHECK)
     damaged = {}
     with vectors or nullcontext():
-        for block in store.blocks():
+        for n_checked, block in enumerate(blocks, 1):
             if problem := block_problem(vectors, block) if vectors else reason:
                 start, stop = np.searchsorted(live, (block[0], block[0] + block[1]))
                 damaged[block] = live[start:stop]
                 reason = reason or problem
+            on_share(n_checked / len(blocks))
     return Damage(reason, damaged) if reason else None
 
 
-def mend_vectors(store: Store, damage: Damage, load_encoder: TextEncoderLoader, options: EncoderOptions) -> None:
+def mend_vectors(
+    store: Store,
+    damage: Damage,
+    load_encoder: TextEncoderLoader | None,
+    options: EncoderOptions,
+    on_progress: OnProgress,
+) -> None:
     """Let the index name a new vector file: sound rows are copied, those of damaged blocks encoded from their texts.
 
     All of it is one commit, and every passage keeps its place in the order.
@@ -59,18 +69,20 @@ def mend_vectors(store: Store, damage: Damage, load_encoder: TextEncoderLoader, 
     Args:
         store: opened without its vectors.
         damage: as `find_damage` gives it.
-        load_encoder: makes the encoder; it is called only when a live passage lost its vector.
+        load_encoder: makes the encoder, where a live passage lost its vector; else None will do.
         options: where the model is, and where to encode.
+        on_progress: told after each block.
 
     Raises:
         EncoderError: the model no longer gives the vectors that it gave; nothing was changed.
     """
     encoder: TextEncoder | None = None
-    if damage.n_live:
+    if damage.n_live and load_encoder is not None:
+        on_progress(Progress(phase=Phase.LOAD))
         contract = Contract.from_json(store.setting("contract"))
         encoder = load_encoder(options, contract=contract)
         check_canaries(store.canaries(), encoder)
-    rewrite_vectors(store, _rows(store, damage, encoder))
+    rewrite_vectors(store, _rows(store, damage, encoder), on_progress)
 
 
 def _what_is_there(store: Store) -> tuple[VectorReader | None, str]:

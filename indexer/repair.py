@@ -18,6 +18,7 @@ from indexer.files import DATABASE, mend
 from indexer.lock import writer_lock
 from indexer.metadata import MetadataTable
 from indexer.opening import TextEncoderLoader, load_bulk_encoder
+from indexer.progress import OnProgress, OnShare, Phase, Progress, part_of, tell_nobody
 from indexer.reencode import find_damage, mend_vectors
 from indexer.schema import create_derived
 from indexer.store import Store
@@ -48,6 +49,7 @@ def repair_index(
     model: str | None = None,
     device: str | None = None,
     load_encoder: TextEncoderLoader | None = None,
+    on_progress: OnProgress = tell_nobody,
 ) -> RepairReport:
     """Mend what can be made again from what is sound, and name the rest; `Index.repair` says more.
 
@@ -57,6 +59,7 @@ def repair_index(
         model: another place of the same weights.
         device: where to encode.
         load_encoder: makes the encoder; the default loads the model with torch.
+        on_progress: told after each step.
 
     Raises:
         IndexNotFoundError: there is no index at the path.
@@ -71,13 +74,14 @@ def repair_index(
     report = RepairReport()
     with writer_lock(directory):
         try:
-            _mend_database(path, report)
-            options = EncoderOptions(model=model, device=device)
-            if _mend_vectors(directory, report, load_encoder or load_bulk_encoder, encode_damaged, options):
-                _mend_generations(directory, report, device)
+            on_progress(Progress(phase=Phase.CHECK))
+            _mend_database(path, report, on_progress)
+            load = load_encoder or load_bulk_encoder if encode_damaged else None
+            if _mend_vectors(directory, report, load, EncoderOptions(model=model, device=device), on_progress):
+                _mend_generations(directory, report, device, on_progress)
         except (IndexCorruptError, StorageError) as error:
             report.left.append(str(error))
-        report.left += verify_index(directory, deep=True)
+        report.left += verify_index(directory, deep=True, on_progress=on_progress)
     report.mended, report.left = _without_advice(report.mended, directory), _without_advice(report.left, directory)
     return report
 
@@ -91,27 +95,27 @@ def _without_advice(lines: list[str], directory: Path) -> list[str]:
 def _mend_vectors(
     directory: Path,
     report: RepairReport,
-    load_encoder: TextEncoderLoader,
-    encode_damaged: bool,
+    load_encoder: TextEncoderLoader | None,
     options: EncoderOptions,
+    on_progress: OnProgress,
 ) -> bool:
-    """Mend the vector file if it is allowed to, and tell whether it is sound now."""
+    """Mend the vector file, without an encoder only what no live passage needs, and tell whether it is sound now."""
     with closing(Store.open(directory, without_vectors=True)) as store:
-        damage = find_damage(store)
+        damage = find_damage(store, on_progress)
         if damage is None:
             return True
-        if damage.n_live and not encode_damaged:
+        if damage.n_live and load_encoder is None:
             report.left.append(
                 f"{damage.reason}: {damage.n_live:,} passages have lost their vector; "
                 f"index repair {directory} --encode-damaged encodes them again"
             )
             return False
-        mend_vectors(store, damage, load_encoder, options)
+        mend_vectors(store, damage, load_encoder, options, on_progress)
         report.mended.append(f"{damage.reason}: written anew, {damage.n_live:,} passages encoded again")
         return True
 
 
-def _mend_generations(directory: Path, report: RepairReport, device: str | None) -> None:
+def _mend_generations(directory: Path, report: RepairReport, device: str | None, on_progress: OnProgress) -> None:
     with closing(Store.open(directory)) as store:
         asked, bad = asked_before(store), []
         for row in store.generations():
@@ -124,12 +128,12 @@ def _mend_generations(directory: Path, report: RepairReport, device: str | None)
                 bad.append(row.name)
         store.drop_generations(bad)
         had = {row.name for row in store.generations()}
-        report.warnings += bring_generation_up_to_date(store, asked, device=device)
+        report.warnings += bring_generation_up_to_date(store, asked, on_progress, device)
         if new := {row.name for row in store.generations()} - had:
             report.mended.append(f"{directory / new.pop()}: the FAISS file was built again")
 
 
-def _mend_database(path: Path, report: RepairReport) -> None:
+def _mend_database(path: Path, report: RepairReport, on_progress: OnProgress) -> None:
     """Make anew the SQL indexes, the derived metadata and the catalogue of fields, where they are wrong."""
     with translated(path), closing(connect_writer(path)) as sql:
         if sql.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":
@@ -137,7 +141,7 @@ def _mend_database(path: Path, report: RepairReport) -> None:
                 sql.execute("REINDEX")
             if sql.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok":
                 report.mended.append(f"{path}: the SQL indexes were made again")
-        if _derived_is_wrong(sql, path):
+        if _derived_is_wrong(sql, path, part_of(on_progress, Phase.CHECK)):
             with _commit(sql, path):
                 create_derived(sql)
                 table = MetadataTable(sql)
@@ -159,7 +163,7 @@ def _commit(sql: sqlite3.Connection, path: Path) -> Iterator[None]:
         sql.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
 
 
-def _derived_is_wrong(sql: sqlite3.Connection, path: Path) -> bool:
+def _derived_is_wrong(sql: sqlite3.Connection, path: Path, on_share: OnShare) -> bool:
     kinds = dict(sql.execute("SELECT name, type FROM sqlite_master WHERE name IN ('metadata', 'fields')"))
     if set(kinds.values()) - {"table"}:
         return False  # a view in its place is nothing that broke; opening the index refuses it
@@ -169,7 +173,7 @@ def _derived_is_wrong(sql: sqlite3.Connection, path: Path) -> bool:
     extra = """SELECT count(*) FROM (SELECT document FROM metadata EXCEPT SELECT row_id FROM documents)"""
     if any(sql.execute(query).fetchone()[0] for query in (missing, extra)):
         return True
-    return next(derived_problems(sql, path), None) is not None
+    return next(derived_problems(sql, path, on_share), None) is not None
 
 
 def _metadata(sql: sqlite3.Connection, path: Path) -> Iterator[list[tuple[int, dict[str, JsonValue]]]]:

@@ -30,7 +30,7 @@ from indexer.measuring import (
     tuned_share,
     was_reached,
 )
-from indexer.progress import OnProgress, Phase, Progress, tell_nobody
+from indexer.progress import OnProgress, Phase, part_of, tell_nobody
 from indexer.snapshot import SnapshotReader
 from indexer.store import Store, now
 
@@ -339,7 +339,8 @@ def _check(
 
 
 def _shares(on_progress: OnProgress) -> OnStep:
-    return lambda fraction, _step: on_progress(Progress(phase=Phase.INDEX, fraction=fraction))
+    on_share = part_of(on_progress, Phase.INDEX)
+    return lambda share, _step: on_share(share)
 
 
 def _current(store: Store) -> GenerationRow | None:

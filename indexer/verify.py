@@ -19,6 +19,7 @@ from indexer.documents import Document, JsonValue, Place, text_key
 from indexer.errors import IndexCorruptError, IndexerError, MissingExtraError, StorageError
 from indexer.files import DATABASE, mend
 from indexer.metadata import column_value, json_type, table_columns
+from indexer.progress import OnProgress, OnShare, Phase, Progress, part_of, tell_nobody
 from indexer.snapshot import Snapshot, SnapshotReader
 from indexer.totals import count_totals, read_totals
 from indexer.vectors import VectorReader
@@ -51,16 +52,21 @@ _RULES = (
 _DERIVED = """SELECT d.row_id, d.id, d.metadata, m.* FROM documents AS d LEFT JOIN metadata AS m
     ON m.document = d.row_id WHERE d.row_id > ? ORDER BY d.row_id"""
 _STEP_ROWS = 500
+# How far `--deep` is after each pass.
+_DOCUMENTS_DONE, _DERIVED_DONE, _PASSAGES_DONE = 0.35, 0.7, 0.9
 _TRIES = 3
 
 
-def verify_index(directory: Path, *, deep: bool = False, generations: bool = True) -> list[str]:
+def verify_index(
+    directory: Path, *, deep: bool = False, generations: bool = True, on_progress: OnProgress = tell_nobody
+) -> list[str]:
     """Check an index and return its problems, one line each, none when it is sound.
 
     Args:
         directory: of the index.
         deep: also check every byte of vectors and generations, every text and the content of the catalogue.
         generations: whether to open the FAISS files.
+        on_progress: told after each step.
 
     Raises:
         IndexNotFoundError: there is no index at the path.
@@ -68,7 +74,7 @@ def verify_index(directory: Path, *, deep: bool = False, generations: bool = Tru
     """
     problems: list[str] = []
     try:
-        problems.extend(_problems(directory, deep, generations))
+        problems.extend(_problems(directory, deep, generations, on_progress))
     except (IndexCorruptError, StorageError) as error:
         problems.append(str(error))
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -77,20 +83,21 @@ def verify_index(directory: Path, *, deep: bool = False, generations: bool = Tru
     return list(dict.fromkeys(problems))
 
 
-def _problems(directory: Path, deep: bool, generations: bool) -> Iterator[str]:
+def _problems(directory: Path, deep: bool, generations: bool, on_progress: OnProgress) -> Iterator[str]:
+    on_progress(Progress(phase=Phase.CHECK))
     with closing(connect_reader(directory)) as sql:
-        yield from _database_problems(sql, directory / DATABASE, deep)
+        yield from _database_problems(sql, directory / DATABASE, deep, on_progress)
     with closing(SnapshotReader(directory)) as reader:
         reader.setting("contract"), reader.setting("read")  # raise when they are missing
         for tries_left in reversed(range(_TRIES)):
-            snapshot, problems = _file_problems(reader, deep, generations)
+            snapshot, problems = _file_problems(reader, deep, generations, on_progress)
             if not problems or not tries_left or reader.seq() == snapshot.seq:
                 yield from problems
                 return
             # A commit may have replaced the files meanwhile.
 
 
-def _database_problems(sql: sqlite3.Connection, path: Path, deep: bool) -> Iterator[str]:
+def _database_problems(sql: sqlite3.Connection, path: Path, deep: bool, on_progress: OnProgress) -> Iterator[str]:
     """Check the database, each step in a transaction of its own: a commit waits for a reader for a minute only."""
     with transaction(sql, path):
         _ = Meta(sql, path)["n_rows"]  # raises when it is missing
@@ -100,12 +107,15 @@ def _database_problems(sql: sqlite3.Connection, path: Path, deep: bool) -> Itera
     if problem := totals_problem(sql, path):
         yield problem
     if deep:
-        yield from _changed_documents(sql, path)
-        yield from derived_problems(sql, path)
-        yield from _changed_passages(sql, path)
+        yield from _changed_documents(sql, path, part_of(on_progress, Phase.CHECK, 0.0, _DOCUMENTS_DONE))
+        derived_share = part_of(on_progress, Phase.CHECK, _DOCUMENTS_DONE, _DERIVED_DONE)
+        yield from derived_problems(sql, path, derived_share)
+        yield from _changed_passages(sql, path, part_of(on_progress, Phase.CHECK, _DERIVED_DONE, _PASSAGES_DONE))
 
 
-def _file_problems(reader: SnapshotReader, deep: bool, generations: bool) -> tuple[Snapshot, list[str]]:
+def _file_problems(
+    reader: SnapshotReader, deep: bool, generations: bool, on_progress: OnProgress
+) -> tuple[Snapshot, list[str]]:
     """Check the files that one snapshot names, and return both."""
     with reader.transaction():  # the files that it names are there as long as it lasts
         snapshot = reader.snapshot()
@@ -118,7 +128,12 @@ def _file_problems(reader: SnapshotReader, deep: bool, generations: bool) -> tup
         problems = [f"{reader.directory / snapshot.vector_file} is missing; {mend(reader.directory)}"]
     else:
         with vectors:
-            problems = [problem for block in blocks if (problem := block_problem(vectors, block))]
+            on_share = part_of(on_progress, Phase.CHECK, _PASSAGES_DONE)
+            problems = []
+            for n_checked, block in enumerate(blocks, 1):
+                if problem := block_problem(vectors, block):
+                    problems.append(problem)
+                on_share(n_checked / len(blocks))
     if generations:
         problems += _generation_problems(reader.directory, snapshot, deep)
     return snapshot, problems
@@ -133,8 +148,8 @@ def _broken_rules(sql: sqlite3.Connection, path: Path) -> Iterator[str]:
             yield f"{path}: {abs(n)} {meaning}"
 
 
-def _walk(sql: sqlite3.Connection, path: Path, query: str) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of a query, whose first column ascends and is `?` there, a few in each transaction."""
+def _walk(sql: sqlite3.Connection, path: Path, query: str, on_share: OnShare, end: int) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a query, whose first column ascends to `end` and is `?` there, a few in each transaction."""
     last = -1
     while True:
         with transaction(sql, path):
@@ -143,12 +158,24 @@ def _walk(sql: sqlite3.Connection, path: Path, query: str) -> Iterator[tuple[Any
             return
         yield from rows
         last = rows[-1][0]
+        on_share(_share(last, end))
 
 
-def _changed_documents(sql: sqlite3.Connection, path: Path) -> Iterator[str]:
+def _highest(sql: sqlite3.Connection, path: Path, column: str, table: str) -> int:
+    with transaction(sql, path):
+        highest: int = sql.execute(f"SELECT coalesce(max({column}), 0) FROM {table}").fetchone()[0]
+    return highest
+
+
+def _share(last: int, end: int) -> float:
+    return min(last / end, 1.0) if end else 1.0
+
+
+def _changed_documents(sql: sqlite3.Connection, path: Path, on_share: OnShare) -> Iterator[str]:
     """Compare every document with its hash."""
     query = "SELECT row_id, id, text, metadata, content_hash FROM documents WHERE row_id > ? ORDER BY row_id"
-    for _, id_, text, stored, content_hash in _walk(sql, path, query):
+    end = _highest(sql, path, "row_id", "documents")
+    for _, id_, text, stored, content_hash in _walk(sql, path, query, on_share, end):
         metadata = _metadata(stored)
         if metadata is not None and Document(id_, text, metadata, Place("", 0)).content_hash() != content_hash:
             yield f"{path}: text or metadata of document {id_!r} are not those that were indexed"
@@ -164,12 +191,13 @@ def totals_problem(sql: sqlite3.Connection, path: Path) -> str | None:
     return None if kept == counted else f"{path}: the totals are {asdict(kept)}, counting gives {asdict(counted)}"
 
 
-def derived_problems(sql: sqlite3.Connection, path: Path) -> Iterator[str]:
+def derived_problems(sql: sqlite3.Connection, path: Path, on_share: OnShare) -> Iterator[str]:
     """Compare the derived metadata of every document, and the catalogue of fields, with what they are derived from.
 
     The catalogue is not compared when a commit comes meanwhile.
     """
     counts: Counter[tuple[str, str]] = Counter()
+    end = _highest(sql, path, "row_id", "documents")
     last, seqs = -1, set()
     while True:
         with transaction(sql, path):
@@ -187,6 +215,7 @@ def derived_problems(sql: sqlite3.Connection, path: Path) -> Iterator[str]:
                 yield f"{path}: the derived metadata of document {id_!r} are not those of its JSON"
             counts.update((name, json_type(value)) for name, value in metadata.items())
         last = rows[-1][0]
+        on_share(_share(last, end))
     if len(seqs) == 1:
         for name in sorted({key[0] for key, _ in counts.items() ^ catalogue.items()}):
             yield f"{path}: the catalogue is wrong about the field {name!r}"
@@ -200,10 +229,11 @@ def _metadata(stored: str) -> dict[str, JsonValue] | None:
     return value if isinstance(value, dict) else None
 
 
-def _changed_passages(sql: sqlite3.Connection, path: Path) -> Iterator[str]:
+def _changed_passages(sql: sqlite3.Connection, path: Path, on_share: OnShare) -> Iterator[str]:
     query = """SELECT p.slot, d.id, d.text, p.char_start, p.char_end, p.text_key
         FROM passages AS p JOIN documents AS d ON d.row_id = p.document WHERE p.slot > ? ORDER BY p.slot"""
-    for _, id_, text, start, end, key in _walk(sql, path, query):
+    last = _highest(sql, path, "slot", "passages")
+    for _, id_, text, start, end, key in _walk(sql, path, query, on_share, last):
         if text_key(text[start:end]) != key:
             yield f"{path}: the text of document {id_!r} is not the one that was encoded"
 

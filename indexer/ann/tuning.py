@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from indexer.allowed import Allowed
 from indexer.ann.index import AnnIndex, Effort
 from indexer.documents import JsonValue
-from indexer.exact import ROUNDING, OnShare, rank, scan
+from indexer.exact import ROUNDING, rank, scan
+from indexer.progress import OnShare
 from indexer.vectors import VectorReader
 
 K = 10
