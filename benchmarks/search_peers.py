@@ -38,7 +38,7 @@ class Ours:
     def build(self, vectors: NDArray[np.float32], buckets: NDArray[np.int64], folder: Path) -> None:
         import faiss
 
-        from indexer.snapshot import SnapshotReader
+        from indexer.storage.snapshot import SnapshotReader
         from search.view import View
 
         # Built by another process, as an index is: what this one holds is what a reader holds.

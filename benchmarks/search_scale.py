@@ -23,7 +23,7 @@ from chart import write_plot
 from search_corpus import mixed_blocks, mixtures, read_vectors, write_index
 
 from indexer import Index
-from indexer.snapshot import SnapshotReader
+from indexer.storage.snapshot import SnapshotReader
 from search.nearest import nearest
 from search.view import View
 

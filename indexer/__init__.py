@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from indexer.ann.index import Effort
     from indexer.ann.tuning import Point, Tuning
     from indexer.api import Index, build_index
-    from indexer.backup import BackupReport
-    from indexer.compact import CompactReport
     from indexer.delete import DeleteReport
     from indexer.errors import IndexerError
     from indexer.features import HiddenState
-    from indexer.importing import ImportReport
+    from indexer.maintenance.backup import BackupReport
+    from indexer.maintenance.compact import CompactReport
+    from indexer.maintenance.importing import ImportReport
+    from indexer.maintenance.repair import RepairReport
     from indexer.progress import BuildReport, Phase, Progress
-    from indexer.repair import RepairReport
     from indexer.upkeep import RebuildReport
 
 __all__ = [
@@ -39,20 +39,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BackupReport": "indexer.backup",
+    "BackupReport": "indexer.maintenance.backup",
     "BuildReport": "indexer.progress",
-    "CompactReport": "indexer.compact",
+    "CompactReport": "indexer.maintenance.compact",
     "DeleteReport": "indexer.delete",
     "Effort": "indexer.ann.index",
     "HiddenState": "indexer.features",
-    "ImportReport": "indexer.importing",
+    "ImportReport": "indexer.maintenance.importing",
     "Index": "indexer.api",
     "IndexerError": "indexer.errors",
     "Phase": "indexer.progress",
     "Point": "indexer.ann.tuning",
     "Progress": "indexer.progress",
     "RebuildReport": "indexer.upkeep",
-    "RepairReport": "indexer.repair",
+    "RepairReport": "indexer.maintenance.repair",
     "Tuning": "indexer.ann.tuning",
     "build_index": "indexer.api",
 }

@@ -8,21 +8,21 @@ from pathlib import Path
 
 from indexer.ann.kinds import AnnOptions
 from indexer.ann.tuning import Tuning
-from indexer.backup import BackupReport, backup_index
 from indexer.build import BuildOptions, run_build
-from indexer.compact import CompactReport, compact_index
 from indexer.config import Dtype, EncoderOptions, IfExists, OnError, Pooling, ReadOptions, VectorDtype, choice
 from indexer.corpus import Source
 from indexer.delete import DeleteReport, delete_documents
 from indexer.documents import JsonValue
 from indexer.filters import Where
-from indexer.importing import ImportReport, import_index
 from indexer.info import describe
+from indexer.maintenance.backup import BackupReport, backup_index
+from indexer.maintenance.compact import CompactReport, compact_index
+from indexer.maintenance.importing import ImportReport, import_index
+from indexer.maintenance.repair import RepairReport, repair_index
+from indexer.maintenance.verify import verify_index
 from indexer.progress import BuildReport, OnProgress, Progress, tell_nobody
-from indexer.repair import RepairReport, repair_index
-from indexer.snapshot import SnapshotReader
+from indexer.storage.snapshot import SnapshotReader
 from indexer.upkeep import RebuildReport, rebuild_generation, tune_generation
-from indexer.verify import verify_index
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,7 @@ from indexer.config import EncoderOptions, IfExists, OnError, ReadOptions, Vecto
 from indexer.corpus import Source, check_sources, read_corpus, source_name
 from indexer.documents import Document, Place, is_storable
 from indexer.errors import ContractError, CorpusError, IndexNotFoundError, UsageError
-from indexer.files import directory_bytes, make_directory, storage_errors
 from indexer.ingest import COMMIT_SECONDS, COMMIT_TEXTS, Ingest, TextEncoder, heap_set_aside
-from indexer.lock import writer_lock
 from indexer.opening import (
     REJECTS,
     TextEncoderLoader,
@@ -29,7 +27,9 @@ from indexer.opening import (
     settle,
 )
 from indexer.progress import BuildReport, OnProgress, Phase, Progress, Stopwatch, tell_nobody
-from indexer.store import Store
+from indexer.storage.files import directory_bytes, make_directory, storage_errors
+from indexer.storage.lock import writer_lock
+from indexer.storage.store import Store
 from indexer.upkeep import bring_generation_up_to_date, check_recipe
 
 

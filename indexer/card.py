@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from indexer.config import VectorDtype
 from indexer.encoder.engine import choose_devices
 from indexer.errors import UsageError
-from indexer.vectors import BLOCK_ROWS, VectorReader
+from indexer.storage.vectors import BLOCK_ROWS, VectorReader
 
 logger = logging.getLogger(__name__)
 

@@ -276,8 +276,8 @@ def _read_options(text_field: list[str] | None, id_field: str | None, columns: s
 def _run(source: list[str], directory: Path, options: Any, json: bool) -> None:  # noqa: ANN401
     from indexer.build import run_build
     from indexer.console import ProgressDisplay, say, stop_on_terminate
-    from indexer.files import DATABASE
     from indexer.opening import REJECTS
+    from indexer.storage.files import DATABASE
 
     display = ProgressDisplay()
     try:

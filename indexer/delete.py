@@ -12,9 +12,9 @@ import numpy as np
 from indexer.documents import as_id
 from indexer.errors import UsageError
 from indexer.filters import Where, compile_filter, parse_filter
-from indexer.lock import writer_lock
-from indexer.snapshot import SnapshotReader
-from indexer.store import Store
+from indexer.storage.lock import writer_lock
+from indexer.storage.snapshot import SnapshotReader
+from indexer.storage.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

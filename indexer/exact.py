@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.allowed import Allowed
-from indexer.vectors import VectorReader
+from indexer.storage.vectors import VectorReader
 
 if TYPE_CHECKING:
     from indexer.progress import OnShare

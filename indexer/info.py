@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from indexer.documents import JsonValue
-from indexer.files import directory_bytes
-from indexer.snapshot import SnapshotReader
+from indexer.storage.files import directory_bytes
+from indexer.storage.snapshot import SnapshotReader
 
 
 def describe(directory: Path) -> dict[str, JsonValue]:

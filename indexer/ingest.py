@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.allowed import are_set
-from indexer.changes import Changes, NewDocument
 from indexer.config import IfExists
 from indexer.documents import Document, Place
 from indexer.encoder.contract import Contract
 from indexer.errors import CorpusError, NonFiniteVectorError
 from indexer.pending import EncodedTexts, Group, Pending, Window
 from indexer.progress import BuildReport, Stopwatch
-from indexer.store import Store
+from indexer.storage.changes import Changes, NewDocument
+from indexer.storage.store import Store
 
 COMMIT_TEXTS = 2_048
 COMMIT_SECONDS = 2.0

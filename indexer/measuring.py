@@ -8,10 +8,10 @@ from indexer.ann.generation import Generation
 from indexer.ann.kinds import AnnOptions
 from indexer.ann.tuning import Point, Trial, Tuning
 from indexer.documents import JsonValue
-from indexer.generations import GenerationRow
 from indexer.progress import OnProgress, OnShare, Phase, part_of
-from indexer.store import Store, now
-from indexer.vectors import VectorReader
+from indexer.storage.generations import GenerationRow
+from indexer.storage.store import Store, now
+from indexer.storage.vectors import VectorReader
 
 # How far a tuning is when it has the exact neighbours of its queries.
 _COMPARED = 0.5

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from indexer.config import EncoderOptions, ReadOptions, VectorDtype
 from indexer.encoder.contract import CANARY_TEXTS, Contract
 from indexer.errors import ContractError, EncoderError, IndexNotFoundError, UsageError
-from indexer.files import DATABASE, LOCK, is_own_name, storage_errors, sync_directory
 from indexer.ingest import TextEncoder
-from indexer.lock import writer_lock
-from indexer.snapshot import SnapshotReader
-from indexer.store import Store
+from indexer.storage.files import DATABASE, LOCK, is_own_name, storage_errors, sync_directory
+from indexer.storage.lock import writer_lock
+from indexer.storage.snapshot import SnapshotReader
+from indexer.storage.store import Store
 
 REJECTS = "rejects.jsonl"
 CANARY_COSINE = 0.999

@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.changes import Changes, PassageRow
 from indexer.documents import Document, text_key
+from indexer.storage.changes import Changes, PassageRow
 
 
 class EncodedTexts(Protocol):

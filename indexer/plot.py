@@ -7,7 +7,7 @@ from pathlib import Path
 
 from indexer.ann.tuning import Tuning
 from indexer.errors import MissingExtraError
-from indexer.files import storage_errors
+from indexer.storage.files import storage_errors
 
 
 def require_matplotlib() -> None:

@@ -16,9 +16,6 @@ from indexer.ann.training import OnStep
 from indexer.ann.tuning import Tuning
 from indexer.documents import JsonValue
 from indexer.errors import IndexCorruptError, UsageError
-from indexer.files import discard
-from indexer.generations import GenerationRow
-from indexer.lock import writer_lock
 from indexer.measuring import (
     as_details,
     missed,
@@ -31,8 +28,11 @@ from indexer.measuring import (
     was_reached,
 )
 from indexer.progress import OnProgress, Phase, part_of, tell_nobody
-from indexer.snapshot import SnapshotReader
-from indexer.store import Store, now
+from indexer.storage.files import discard
+from indexer.storage.generations import GenerationRow
+from indexer.storage.lock import writer_lock
+from indexer.storage.snapshot import SnapshotReader
+from indexer.storage.store import Store, now
 
 logger = logging.getLogger(__name__)
 

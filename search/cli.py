@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-import indexer.maintenance_cli  # noqa: F401 - adds its commands to the app
+import indexer.maintenance.cli  # noqa: F401 - adds its commands to the app
 from indexer.cli import DirectoryArgument, JsonOption, ModelOption, app, print_json
 from indexer.errors import IndexerError, UsageError
 from search.formats import Format

@@ -18,7 +18,7 @@ from indexer.ann.generation import Generation
 from indexer.ann.kinds import Kind
 from indexer.exact import distinct, rank, scan
 from indexer.filters import CompiledFilter, Filter, compile_filter
-from indexer.snapshot import SnapshotReader
+from indexer.storage.snapshot import SnapshotReader
 from search.nearest import AROUND, Nearest, how_hard, is_flooded, most_one_by_one, nearest, probes_text
 from search.view import View
 

@@ -15,7 +15,7 @@ from indexer.ann.generation import Generation
 from indexer.ann.index import AnnIndex, Effort
 from indexer.ann.kinds import Kind
 from indexer.exact import rank, scan, share_of_scores
-from indexer.vectors import VectorReader
+from indexer.storage.vectors import VectorReader
 from search.view import View
 
 # Up to here comparing with every vector takes a few milliseconds, and spares loading FAISS.

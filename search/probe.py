@@ -22,9 +22,9 @@ from indexer.documents import JsonValue
 from indexer.encoder.contract import Contract
 from indexer.errors import CorpusError, MissingExtraError, UsageError
 from indexer.filters import FieldType, compile_filter, parse_filter
-from indexer.metadata import json_type
-from indexer.snapshot import SnapshotReader
-from indexer.vectors import VectorReader
+from indexer.storage.metadata import json_type
+from indexer.storage.snapshot import SnapshotReader
+from indexer.storage.vectors import VectorReader
 
 N_NEIGHBOURS = 10
 HELD_OUT_EVERY = 5

@@ -18,9 +18,9 @@ from indexer.documents import as_id
 from indexer.encoder.contract import Contract
 from indexer.encoder.query import QueryEncoder, open_query_encoder
 from indexer.errors import IndexCorruptError, UsageError
-from indexer.files import mend
 from indexer.filters import Where, compile_filter, fields_of, parse_filter
-from indexer.snapshot import SnapshotReader, StoredPassage
+from indexer.storage.files import mend
+from indexer.storage.snapshot import SnapshotReader, StoredPassage
 from search.filtered import nearest_filtered
 from search.hits import Hit, Hits
 from search.nearest import Nearest, nearest

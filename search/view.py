@@ -16,9 +16,9 @@ from indexer.ann.generation import Generation
 from indexer.ann.gpu import Gpu
 from indexer.errors import IndexCorruptError
 from indexer.filters import Filter
-from indexer.generations import GenerationRow
-from indexer.snapshot import Snapshot
-from indexer.vectors import VectorReader
+from indexer.storage.generations import GenerationRow
+from indexer.storage.snapshot import Snapshot
+from indexer.storage.vectors import VectorReader
 
 if TYPE_CHECKING:
     from indexer.card import Card

@@ -12,12 +12,12 @@ import pytest
 from indexer.allowed import Allowed
 from indexer.ann.index import AnnIndex
 from indexer.ann.kinds import AnnOptions
-from indexer.changes import Changes, NewDocument, PassageRow
 from indexer.config import VectorDtype
 from indexer.documents import Document, Place, text_key
-from indexer.generations import GenerationRow
-from indexer.snapshot import Snapshot, SnapshotReader
-from indexer.store import Store
+from indexer.storage.changes import Changes, NewDocument, PassageRow
+from indexer.storage.generations import GenerationRow
+from indexer.storage.snapshot import Snapshot, SnapshotReader
+from indexer.storage.store import Store
 from indexer.upkeep import bring_generation_up_to_date
 from search.nearest import Nearest, nearest
 from search.view import View

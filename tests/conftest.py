@@ -76,7 +76,7 @@ def ann_index(tmp_path: Path, vectors_6000: np.ndarray) -> Path:
     from anns import DIM, append
 
     from indexer.config import VectorDtype
-    from indexer.store import Store
+    from indexer.storage.store import Store
 
     with closing(Store.create(tmp_path, dim=DIM, vector_dtype=VectorDtype.F16, settings={}, canaries=[])) as store:
         append(store, vectors_6000)

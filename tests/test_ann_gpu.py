@@ -21,7 +21,7 @@ from indexer.card import Card
 from indexer.config import VectorDtype
 from indexer.errors import UsageError
 from indexer.progress import tell_nobody
-from indexer.store import Store
+from indexer.storage.store import Store
 from indexer.upkeep import TAIL_SLOTS, bring_generation_up_to_date, check_recipe, rebuild_generation
 from search.view import View
 

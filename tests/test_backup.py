@@ -13,8 +13,6 @@ import pytest
 from indexes import Oracle, build, flip_byte, only, records, searching, sql
 
 from indexer import Index
-from indexer.backup import backup_index
-from indexer.compact import compact_index
 from indexer.delete import delete_documents
 from indexer.errors import (
     IndexCorruptError,
@@ -24,8 +22,10 @@ from indexer.errors import (
     StorageError,
     UsageError,
 )
-from indexer.lock import writer_lock
-from indexer.verify import verify_index
+from indexer.maintenance.backup import backup_index
+from indexer.maintenance.compact import compact_index
+from indexer.maintenance.verify import verify_index
+from indexer.storage.lock import writer_lock
 
 QUERIES = ["text number 3", "something else"]
 

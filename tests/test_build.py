@@ -24,8 +24,8 @@ from indexer.errors import (
     ModelNotFoundError,
     UsageError,
 )
+from indexer.maintenance.verify import verify_index
 from indexer.progress import Phase, Progress
-from indexer.verify import verify_index
 
 
 def write(path: Path, source: list[dict[str, Any]], *more: str) -> Path:

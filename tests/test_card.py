@@ -14,7 +14,7 @@ from indexer.card import Card
 from indexer.config import VectorDtype
 from indexer.errors import StorageError, UsageError
 from indexer.exact import rank
-from indexer.vectors import VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
+from indexer.storage.vectors import VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
 from search import Searcher
 
 pytestmark = pytest.mark.gpu

@@ -19,7 +19,7 @@ from indexer.encoder.bulk import BulkEncoder
 from indexer.encoder.models import resolve_model
 from indexer.encoder.tokens import TextTokenizer
 from indexer.errors import UsageError
-from indexer.verify import verify_index
+from indexer.maintenance.verify import verify_index
 from search import Searcher
 
 

@@ -366,8 +366,12 @@ def test_a_terminated_build_exits_130_and_goes_on_where_it_stopped(run: Run, tmp
     ("command", "function", "said"),
     [
         ("build", "build.run_build", "interrupted: nothing was committed yet; run the same command again"),
-        ("compact", "compact.compact_index", "interrupted: what was committed stands; run the same command again"),
-        ("verify", "verify.verify_index", "interrupted"),
+        (
+            "compact",
+            "maintenance.compact.compact_index",
+            "interrupted: what was committed stands; run the same command again",
+        ),
+        ("verify", "maintenance.verify.verify_index", "interrupted"),
     ],
 )
 def test_an_interrupted_command_says_how_things_stand(

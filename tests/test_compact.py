@@ -13,11 +13,11 @@ from fakes import FakeEncoder, fake_vector
 from indexes import Oracle, build, flip_byte, only, records, searching, sql
 
 from indexer import Index
-from indexer.compact import compact_index
 from indexer.delete import delete_documents
 from indexer.errors import IndexCorruptError, IndexLockedError, StorageError
-from indexer.lock import writer_lock
-from indexer.verify import verify_index
+from indexer.maintenance.compact import compact_index
+from indexer.maintenance.verify import verify_index
+from indexer.storage.lock import writer_lock
 from search import Searcher
 
 QUERIES = ["text number 3", "text number 17", "something else"]

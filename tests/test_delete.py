@@ -13,8 +13,8 @@ from indexes import Oracle, build, records, searching, sql
 from indexer import Index
 from indexer.delete import DeleteReport, delete_documents
 from indexer.errors import FilterError, IndexNotFoundError, UsageError
-from indexer.store import Store
-from indexer.verify import verify_index
+from indexer.maintenance.verify import verify_index
+from indexer.storage.store import Store
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_one_text_is_not_taken_for_the_ids_of_its_characters(index: Path) -> Non
 def test_many_documents_are_deleted_in_commits_of_a_few_of_which_each_stands(
     index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("indexer.store._MOST_GONE", 3)
+    monkeypatch.setattr("indexer.storage.store._MOST_GONE", 3)
     ((before,),) = sql(index, "SELECT value FROM meta WHERE key = 'seq'")
     commit, n_commits = Store.commit, 0
 

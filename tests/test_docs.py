@@ -106,6 +106,21 @@ def test_every_error_class_is_drawn_in_the_tree_of_errors() -> None:
             assert node.name in tree
 
 
+def test_the_page_of_the_code_has_every_module_and_no_other() -> None:
+    page = (ROOT / "docs" / "code.md").read_text(encoding="utf-8")
+    where, ideas = page.split("## Where an idea belongs")
+    listed = set()
+    for cell in re.findall(r"^\| (`.+?) \|", where, re.MULTILINE):
+        first, *others = re.findall(r"`([^`]+)`", cell)
+        listed |= {first} | {f"{first.split('/')[0]}/{other}" for other in others}
+    packages = [path for name in ("indexer", "search") for path in (ROOT / name).iterdir()]
+    there = {f"{path.parent.name}/{path.name}" for path in packages if path.suffix == ".py"}
+    there |= {f"{path.parent.name}/{path.name}/" for path in packages if (path / "__init__.py").is_file()}
+    assert listed == there - {"indexer/__init__.py", "search/__init__.py"}
+    modules = {path.name for name in ("indexer", "search") for path in (ROOT / name).rglob("*.py")}
+    assert {name.rsplit("/", 1)[-1] for name in re.findall(r"`([\w/]+\.py)`", ideas)} <= modules
+
+
 def test_the_sample_corpus_is_what_its_page_says() -> None:
     records = [json.loads(line) for line in (ROOT / "data" / "corpus.jsonl").read_text(encoding="utf-8").splitlines()]
     queries = [json.loads(line) for line in (ROOT / "data" / "queries.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -20,7 +20,7 @@ from indexes import flip_byte, only, sql
 from models import build_model
 
 from indexer import build_index, errors
-from indexer.lock import writer_lock
+from indexer.storage.lock import writer_lock
 from search.cli import main
 
 PAGE = (Path(__file__).parents[1] / "docs" / "errors.md").read_text(encoding="utf-8")

@@ -13,7 +13,14 @@ import indexer.exact
 from indexer.allowed import Allowed
 from indexer.config import VectorDtype
 from indexer.exact import rank, scan
-from indexer.vectors import BLOCK_ROWS, VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
+from indexer.storage.vectors import (
+    BLOCK_ROWS,
+    VectorLayout,
+    VectorReader,
+    VectorWriter,
+    create_vector_file,
+    encode_rows,
+)
 
 DIM = 8
 N = BLOCK_ROWS + 1_000  # more than one block

@@ -20,14 +20,14 @@ import pytest
 from fakes import FakeEncoder
 from indexes import Oracle, build, records, searching, sql
 
-import indexer.lock
-from indexer.changes import Changes
-from indexer.compact import compact_index
+import indexer.storage.lock
 from indexer.delete import delete_documents
 from indexer.errors import StorageError
-from indexer.files import network_file_system
-from indexer.store import Store
-from indexer.verify import verify_index
+from indexer.maintenance.compact import compact_index
+from indexer.maintenance.verify import verify_index
+from indexer.storage.changes import Changes
+from indexer.storage.files import network_file_system
+from indexer.storage.store import Store
 from search import Searcher
 from search.cli import main
 
@@ -95,7 +95,7 @@ def test_a_local_file_system_is_none(kind: str, tmp_path: Path) -> None:
 def test_writing_on_a_network_file_system_warns_and_reading_does_not(
     index: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with patch.object(indexer.lock, "network_file_system", lambda _: "nfs4"), caplog.at_level(logging.WARNING):
+    with patch.object(indexer.storage.lock, "network_file_system", lambda _: "nfs4"), caplog.at_level(logging.WARNING):
         with searching(index) as searcher:
             searcher.search("text number 3")
         assert caplog.text == ""
@@ -149,7 +149,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from indexes import build, records
-from indexer.compact import compact_index
+from indexer.maintenance.compact import compact_index
 from indexer.delete import delete_documents
 out = Path(sys.argv[2])
 for step in range(6):

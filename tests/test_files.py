@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from indexer.errors import IndexCorruptError, StorageError
-from indexer.files import (
+from indexer.storage.files import (
     discard,
     is_own_name,
     make_directory,

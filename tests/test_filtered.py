@@ -31,8 +31,8 @@ from indexer.ann.kinds import AnnOptions
 from indexer.delete import delete_documents
 from indexer.filters import compile_filter, parse_filter
 from indexer.progress import tell_nobody
-from indexer.snapshot import SnapshotReader
-from indexer.store import Store
+from indexer.storage.snapshot import SnapshotReader
+from indexer.storage.store import Store
 from indexer.upkeep import rebuild_generation
 from search.filtered import Meeting, nearest_checked
 from search.nearest import Nearest

@@ -21,9 +21,9 @@ from indexer.ann.kinds import AnnOptions, Kind, choose_recipe
 from indexer.config import VectorDtype
 from indexer.delete import delete_documents
 from indexer.errors import IndexCorruptError, MissingExtraError, StorageError
-from indexer.generations import GenerationRow
-from indexer.snapshot import SnapshotReader
-from indexer.verify import verify_index
+from indexer.maintenance.verify import verify_index
+from indexer.storage.generations import GenerationRow
+from indexer.storage.snapshot import SnapshotReader
 
 N, DIM = 200, 16
 

@@ -10,10 +10,10 @@ import pytest
 from fakes import FakeEncoder
 from indexes import build, searching, sql
 
-from indexer.compact import compact_index
-from indexer.importing import import_index
-from indexer.schema import FORMAT_VERSION
-from indexer.verify import verify_index
+from indexer.maintenance.compact import compact_index
+from indexer.maintenance.importing import import_index
+from indexer.maintenance.verify import verify_index
+from indexer.storage.schema import FORMAT_VERSION
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))

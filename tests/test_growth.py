@@ -26,9 +26,9 @@ import indexer.upkeep
 from indexer.ann.generation import Generation
 from indexer.ann.kinds import AnnOptions
 from indexer.delete import delete_documents
-from indexer.generations import GenerationRow
 from indexer.progress import Progress, tell_nobody
-from indexer.store import Store
+from indexer.storage.generations import GenerationRow
+from indexer.storage.store import Store
 from indexer.upkeep import bring_generation_up_to_date, rebuild_generation, tune_generation
 from search.view import View
 

@@ -9,7 +9,7 @@ import pytest
 from indexes import build, records, sql
 
 from indexer import Index
-from indexer.importing import import_index
+from indexer.maintenance.importing import import_index
 
 NOTHING = {"kind": None, "target_recall": None, "max_memory_bytes": None}
 

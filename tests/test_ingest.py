@@ -19,7 +19,7 @@ import indexer.ingest
 from indexer.config import IfExists, OnError
 from indexer.errors import CorpusError, NonFiniteVectorError
 from indexer.ingest import SeenRows
-from indexer.verify import verify_index
+from indexer.maintenance.verify import verify_index
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from indexer.ann.index import Effort
 from indexer.ann.kinds import AnnOptions, choose_recipe
 from indexer.config import VectorDtype
 from indexer.errors import IndexCorruptError
-from indexer.generations import GenerationRow
 from indexer.progress import tell_nobody
+from indexer.storage.generations import GenerationRow
+from indexer.storage.vectors import VectorReader
 from indexer.upkeep import rebuild_generation
-from indexer.vectors import VectorReader
 from search.view import View
 
 

@@ -16,12 +16,12 @@ from indexes import Oracle, build, records, searching
 
 from indexer.delete import delete_documents
 from indexer.errors import IndexLockedError, StorageError
-from indexer.lock import writer_lock
+from indexer.storage.lock import writer_lock
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from indexer.lock import writer_lock
+from indexer.storage.lock import writer_lock
 with writer_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

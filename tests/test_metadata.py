@@ -17,9 +17,9 @@ from indexer.delete import delete_documents
 from indexer.documents import Document, Place
 from indexer.errors import FilterError
 from indexer.filters import compile_filter, parse_filter
-from indexer.metadata import selective_columns
-from indexer.snapshot import SnapshotReader
-from indexer.verify import verify_index
+from indexer.maintenance.verify import verify_index
+from indexer.storage.metadata import selective_columns
+from indexer.storage.snapshot import SnapshotReader
 
 VALUES: dict[str, Any] = {
     "one": 1,
@@ -242,7 +242,7 @@ def test_an_indexed_field_is_searched_by_its_index_and_answers_the_same(tmp_path
 def test_an_index_serves_filters_that_few_meet_and_a_scan_the_others(
     where: dict[str, Any], expected: set[int], scans: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("indexer.snapshot._FEW", 8)
+    monkeypatch.setattr("indexer.storage.snapshot._FEW", 8)
     build(tmp_path, [{"id": str(i), "text": f"t {i}", "n": i} for i in range(60)], index_fields=("n",))
     reader = SnapshotReader(tmp_path)
     statements: list[str] = []
@@ -271,7 +271,7 @@ def test_fields_with_values_of_few_documents_are_indexed_by_themselves_in_a_larg
 
     build(tmp_path, [record(i) for i in range(100)])
     assert indexed() == set()
-    monkeypatch.setattr("indexer.metadata.INDEXED_DOCUMENTS", range(101, 1_000))
+    monkeypatch.setattr("indexer.storage.metadata.INDEXED_DOCUMENTS", range(101, 1_000))
     build(tmp_path, [record(i) for i in range(200)])
     assert indexed() == {"metadata_at", "metadata_late", "metadata_place", "metadata_user"}
     before = seq()

@@ -12,8 +12,8 @@ from indexes import build, flip_byte, only, records
 import indexer.console
 from indexer import Index
 from indexer.console import ProgressDisplay
+from indexer.maintenance.repair import repair_index
 from indexer.progress import OnProgress, Phase, Progress
-from indexer.repair import repair_index
 
 WORK: dict[str, tuple[Callable[[Index, OnProgress], object], list[Phase]]] = {
     "verify": (lambda index, tell: index.verify(deep=True, on_progress=tell), [Phase.CHECK]),

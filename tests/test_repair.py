@@ -15,9 +15,9 @@ from indexes import Oracle, build, flip_byte, only, records, searching, sql
 from indexer import Index
 from indexer.delete import delete_documents
 from indexer.errors import EncoderError, IndexLockedError, IndexNotFoundError
-from indexer.lock import writer_lock
-from indexer.repair import RepairReport, repair_index
-from indexer.verify import verify_index
+from indexer.maintenance.repair import RepairReport, repair_index
+from indexer.maintenance.verify import verify_index
+from indexer.storage.lock import writer_lock
 
 QUERIES = ["text number 3", "text number 28", "something else"]
 

@@ -17,9 +17,9 @@ from indexes import build, searching, sql
 
 import indexer.build
 import indexer.ingest
-from indexer.files import is_own_name
-from indexer.snapshot import SnapshotReader
-from indexer.verify import verify_index
+from indexer.maintenance.verify import verify_index
+from indexer.storage.files import is_own_name
+from indexer.storage.snapshot import SnapshotReader
 
 N, COMMIT_TEXTS = 600, 50
 QUERIES = ["the same words", "text number 7", *(f"query {i}" for i in range(10))]
@@ -206,15 +206,15 @@ def test_a_build_killed_after_its_1st_3rd_and_5th_commit_is_resumed(
 
 
 POINTS = [
-    ("indexer.store:create_vector_file", 1),
-    ("indexer.store:migrate", 1),
-    ("indexer.vectors:write_all", 3),
-    ("indexer.vectors:VectorWriter.append", 3),
-    ("indexer.metadata:MetadataTable.finish", 3),
-    ("indexer.store:Store.commit", 3),
+    ("indexer.storage.store:create_vector_file", 1),
+    ("indexer.storage.store:migrate", 1),
+    ("indexer.storage.vectors:write_all", 3),
+    ("indexer.storage.vectors:VectorWriter.append", 3),
+    ("indexer.storage.metadata:MetadataTable.finish", 3),
+    ("indexer.storage.store:Store.commit", 3),
     ("indexer.ann.generation:_write", 1),
     ("indexer.upkeep:build_generation", 1),
-    ("indexer.store:Store.replace_generation", 1),
+    ("indexer.storage.store:Store.replace_generation", 1),
 ]
 
 

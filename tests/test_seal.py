@@ -8,7 +8,7 @@ import pytest
 from indexes import build, records, searching, sql
 
 from indexer.errors import IndexCorruptError
-from indexer.verify import verify_index
+from indexer.maintenance.verify import verify_index
 
 SETTINGS = [
     "UPDATE meta SET value = replace(value, '\"cls\"', '\"mean\"') WHERE key = 'contract'",

@@ -27,7 +27,7 @@ from indexer.ann.index import AnnIndex
 from indexer.config import VectorDtype
 from indexer.delete import delete_documents
 from indexer.errors import FilterError, IndexerError, UsageError
-from indexer.snapshot import SnapshotReader
+from indexer.storage.snapshot import SnapshotReader
 from search import Hits, Searcher
 from search.view import View
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from indexes import Oracle, build, only, records, searching, sql
 
-from indexer.compact import compact_index
 from indexer.delete import delete_documents
 from indexer.errors import IndexCorruptError, IndexFormatError, IndexNotFoundError
-from indexer.snapshot import SnapshotReader
-from indexer.verify import verify_index
+from indexer.maintenance.compact import compact_index
+from indexer.maintenance.verify import verify_index
+from indexer.storage.snapshot import SnapshotReader
 from search import Searcher
 
 N = 300

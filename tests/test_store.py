@@ -20,17 +20,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from indexes import only, sql
 
-import indexer.database
-import indexer.holdings
-from indexer.changes import Changes, NewDocument, PassageRow
+import indexer.storage.database
+import indexer.storage.holdings
 from indexer.config import VectorDtype
-from indexer.database import connect_writer
 from indexer.documents import Document, Place, text_key
 from indexer.errors import IndexCorruptError, IndexerError, IndexFormatError, StorageError
-from indexer.metadata import MetadataTable
-from indexer.snapshot import SnapshotReader
-from indexer.store import Store
-from indexer.verify import verify_index
+from indexer.maintenance.verify import verify_index
+from indexer.storage.changes import Changes, NewDocument, PassageRow
+from indexer.storage.database import connect_writer
+from indexer.storage.metadata import MetadataTable
+from indexer.storage.snapshot import SnapshotReader
+from indexer.storage.store import Store
 
 DIM = 16
 
@@ -82,9 +82,11 @@ def test_the_vectors_are_durable_before_the_commit_that_names_them(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
-    real_fsync, real_transaction = os.fsync, indexer.store.transaction
+    real_fsync, real_transaction = os.fsync, indexer.storage.store.transaction
     monkeypatch.setattr(os, "fsync", lambda fd: (steps.append("fsync"), real_fsync(fd))[1])
-    monkeypatch.setattr(indexer.store, "transaction", lambda *a: (steps.append("begin"), real_transaction(*a))[1])
+    monkeypatch.setattr(
+        indexer.storage.store, "transaction", lambda *a: (steps.append("begin"), real_transaction(*a))[1]
+    )
     store.source("corpus.jsonl")
     steps.clear()
     append(store, [document("c", "three")])
@@ -156,7 +158,7 @@ def test_a_step_that_fails_undoes_all_and_the_next_commit_works(
 def test_a_commit_that_a_reader_holds_up_too_long_is_undone_and_the_next_one_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexer.database, "BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(indexer.storage.database, "BUSY_TIMEOUT_S", 0.05)
     with closing(create(tmp_path)) as store:
         append(store, [document("a", "one")])
         with closing(SnapshotReader(tmp_path)) as reader:
@@ -171,8 +173,8 @@ def test_a_commit_that_a_reader_holds_up_too_long_is_undone_and_the_next_one_wor
 def test_a_commit_waits_for_a_reader_longer_than_sqlite_does_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexer.database, "BUSY_TIMEOUT_S", 0.02)
-    monkeypatch.setattr(indexer.database, "_COMMIT_TRIES", 1_000)
+    monkeypatch.setattr(indexer.storage.database, "BUSY_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(indexer.storage.database, "_COMMIT_TRIES", 1_000)
     tries: SimpleQueue[str] = SimpleQueue()
     with closing(create(tmp_path)) as store, closing(SnapshotReader(tmp_path)) as reader:
         append(store, [document("a", "one")])
@@ -212,7 +214,7 @@ def test_an_interrupt_between_two_tries_of_a_commit_undoes_it(tmp_path: Path) ->
         connection = Interrupted()
         with (
             pytest.raises(KeyboardInterrupt),
-            indexer.database.transaction(connection, tmp_path / "index.db"),  # type: ignore[arg-type]
+            indexer.storage.database.transaction(connection, tmp_path / "index.db"),  # type: ignore[arg-type]
         ):
             store._sql.execute("DELETE FROM documents")
         assert connection.tries == 2
@@ -307,7 +309,7 @@ def test_a_creation_that_was_cut_off_does_not_stand_in_the_way_of_another(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(indexer.store, step, crash)
+        patched.setattr(indexer.storage.store, step, crash)
         with pytest.raises(KeyboardInterrupt):
             create(tmp_path)
     if step != "sync_directory":  # by then it is committed
@@ -378,7 +380,7 @@ def test_a_twin_is_a_live_passage_with_the_same_text_letter_by_letter(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert store.twins(["One", "one ", "three"]) == {}
-    monkeypatch.setattr(indexer.holdings, "text_key", lambda _: text_key("one"))  # every text now collides
+    monkeypatch.setattr(indexer.storage.holdings, "text_key", lambda _: text_key("one"))  # every text now collides
     assert set(store.twins(["one", "another"])) == {"one"}
     monkeypatch.undo()
     store.commit(Changes(gone=[1]), store.no_vectors())

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from indexes import sql
 
-from indexer.changes import Changes, NewDocument, PassageRow
 from indexer.config import VectorDtype
 from indexer.documents import Document, Place, text_key
 from indexer.errors import IndexCorruptError
-from indexer.metadata import MetadataTable
-from indexer.snapshot import SnapshotReader
-from indexer.store import Store
-from indexer.totals import Totals
-from indexer.verify import verify_index
+from indexer.maintenance.verify import verify_index
+from indexer.storage.changes import Changes, NewDocument, PassageRow
+from indexer.storage.metadata import MetadataTable
+from indexer.storage.snapshot import SnapshotReader
+from indexer.storage.store import Store
+from indexer.storage.totals import Totals
 
 # Tokens lost of each passage of a new document.
 LOST = st.lists(st.integers(0, 2), min_size=1, max_size=3)

@@ -22,9 +22,9 @@ from indexer.delete import delete_documents
 from indexer.errors import IndexCorruptError, UsageError
 from indexer.info import generation_text
 from indexer.progress import Phase, Progress, tell_nobody
-from indexer.store import Store
+from indexer.storage.store import Store
+from indexer.storage.vectors import VectorReader
 from indexer.upkeep import bring_generation_up_to_date, rebuild_generation, tune_generation
-from indexer.vectors import VectorReader
 
 
 def test_the_trial_counts_hits_as_brute_force_does(ann_index: Path, vectors_6000: np.ndarray) -> None:

@@ -13,7 +13,14 @@ from indexes import flip_byte
 
 from indexer.config import VectorDtype
 from indexer.errors import IndexCorruptError, StorageError
-from indexer.vectors import HEADER_BYTES, VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
+from indexer.storage.vectors import (
+    HEADER_BYTES,
+    VectorLayout,
+    VectorReader,
+    VectorWriter,
+    create_vector_file,
+    encode_rows,
+)
 
 DIM = 6
 

@@ -17,7 +17,7 @@ from indexes import build, flip_byte, only, records, sql
 from indexer import Index
 from indexer.delete import delete_documents
 from indexer.errors import IndexNotFoundError
-from indexer.verify import verify_index
+from indexer.maintenance.verify import verify_index
 
 LONG = [{"id": f"l{i}", "text": " ".join(f"word{i}{j}" for j in range(9)), "n": i} for i in range(6)]
 

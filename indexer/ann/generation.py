@@ -17,9 +17,18 @@ from indexer.ann.index import AnnIndex, Effort, load_faiss, unevenness
 from indexer.ann.kinds import Kind, Recipe
 from indexer.ann.training import OnStep, grow_index, make_index
 from indexer.errors import IndexCorruptError, StorageError, UsageError
-from indexer.files import discard, mend, new_name, open_regular, own_path, storage_errors, sync_directory, write_all
-from indexer.generations import GenerationRow
-from indexer.vectors import VectorReader
+from indexer.storage.files import (
+    discard,
+    mend,
+    new_name,
+    open_regular,
+    own_path,
+    storage_errors,
+    sync_directory,
+    write_all,
+)
+from indexer.storage.generations import GenerationRow
+from indexer.storage.vectors import VectorReader
 
 HASHED_AT_OPEN_BYTES = 100_000_000
 _MOST_UNEVEN = 1.5  # times what it was when the lists were placed

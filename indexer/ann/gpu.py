@@ -16,7 +16,7 @@ import numpy as np
 
 from indexer.ann.index import load_faiss
 from indexer.ann.kinds import GRAPH_DEGREE
-from indexer.vectors import VectorReader
+from indexer.storage.vectors import VectorReader
 
 logger = logging.getLogger(__name__)
 

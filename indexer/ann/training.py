@@ -14,7 +14,7 @@ from indexer.ann.index import empty_index, load_faiss, said
 from indexer.ann.kinds import Kind, Recipe
 from indexer.ann.lists import ListFiller
 from indexer.errors import UsageError
-from indexer.vectors import VectorReader
+from indexer.storage.vectors import VectorReader
 
 logger = logging.getLogger(__name__)
 

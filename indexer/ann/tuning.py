@@ -19,7 +19,7 @@ from indexer.ann.index import AnnIndex, Effort
 from indexer.documents import JsonValue
 from indexer.exact import ROUNDING, rank, scan
 from indexer.progress import OnShare
-from indexer.vectors import VectorReader
+from indexer.storage.vectors import VectorReader
 
 K = 10
 _QUERIES = 1_000

@@ -16,7 +16,7 @@ from fakes import FakeEncoder  # noqa: E402
 from indexes import build  # noqa: E402
 
 from indexer.delete import delete_documents  # noqa: E402
-from indexer.schema import FORMAT_VERSION  # noqa: E402
+from indexer.storage.schema import FORMAT_VERSION  # noqa: E402
 
 FIRST = [
     {"id": "a", "text": "one two three four five six", "n": 1, "big": 2**70, "ok": True, "label": "joy"},

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 from indexes import Oracle, build, only, records, searching, sql
 
-from indexer.backup import backup_index
 from indexer.delete import delete_documents
 from indexer.errors import IndexCorruptError, IndexerError, IndexFormatError, IndexNotFoundError
-from indexer.importing import import_index
 from indexer.info import describe
-from indexer.verify import verify_index
+from indexer.maintenance.backup import backup_index
+from indexer.maintenance.importing import import_index
+from indexer.maintenance.verify import verify_index
 
 LIMIT_S = 2.0
 MAGIC = bytes.fromhex("d9d505f920a163d7")

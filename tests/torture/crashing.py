@@ -15,11 +15,11 @@ from indexes import build
 
 import indexer.build
 import indexer.ingest
-import indexer.store
+import indexer.storage.store
 import indexer.upkeep
-from indexer.backup import backup_index
-from indexer.compact import compact_index
 from indexer.delete import delete_documents
+from indexer.maintenance.backup import backup_index
+from indexer.maintenance.compact import compact_index
 
 COMMIT_TEXTS = 3
 TAIL_SLOTS = 6
@@ -88,7 +88,7 @@ class _Steps:
 
 
 _pwrite = os.pwrite
-_connect = indexer.store.connect_writer
+_connect = indexer.storage.store.connect_writer
 
 
 def _run(step: int, operation: str, arguments: tuple[Any, ...]) -> None:
@@ -104,5 +104,5 @@ def _run(step: int, operation: str, arguments: tuple[Any, ...]) -> None:
     for name in ("fsync", "ftruncate", "unlink", "rename"):
         patch.object(os, name, steps.before(getattr(os, name))).start()
     patch.object(os, "pwrite", steps.writing).start()
-    patch.object(indexer.store, "connect_writer", connect).start()
+    patch.object(indexer.storage.store, "connect_writer", connect).start()
     OPERATIONS[operation](*arguments)

@@ -23,9 +23,9 @@ from indexes import build, searching
 
 import indexer.upkeep
 import search.nearest
-from indexer.compact import compact_index
 from indexer.delete import delete_documents
 from indexer.errors import IndexLockedError
+from indexer.maintenance.compact import compact_index
 from search import Hits
 
 N_WRITERS = 3

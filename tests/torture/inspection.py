@@ -16,10 +16,10 @@ from indexes import searching
 from workloads import QUERIES, WORKLOADS, K, State, Workload, small_commits
 
 from indexer.errors import IndexerError, IndexNotFoundError
-from indexer.files import is_own_name
-from indexer.snapshot import SnapshotReader
-from indexer.store import Store
-from indexer.verify import verify_index
+from indexer.maintenance.verify import verify_index
+from indexer.storage.files import is_own_name
+from indexer.storage.snapshot import SnapshotReader
+from indexer.storage.store import Store
 
 
 class ViolationError(Exception):

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from disk import Disk, Image, Step, Sync
 
-import indexer.files
-import indexer.store
-from indexer.store import Store
-from indexer.vectors import VectorWriter, encode_rows, write_all
+import indexer.storage.files
+import indexer.storage.store
+from indexer.storage.store import Store
+from indexer.storage.vectors import VectorWriter, encode_rows, write_all
 
 
 def _nothing(*_: object, **__: object) -> None:
@@ -78,7 +78,7 @@ def _pragmas(*pragmas: str) -> Callable[[], None]:
 
         return connect
 
-    return _replaced(indexer.store, "connect_writer", make)
+    return _replaced(indexer.storage.store, "connect_writer", make)
 
 
 def _vectors_after_commit() -> None:
@@ -212,7 +212,9 @@ MUTANTS = {
     "generation not synced": Mutant("rebuild", _unsynced("/gen-")),
     "names of generations not synced": Mutant("rebuild", forgets_directories=True),
     "names in a new index not synced": Mutant("create", forgets_directories=True),
-    "name of the index not synced": Mutant("create", _replaced(indexer.files, "sync_directory", lambda _: _nothing)),
+    "name of the index not synced": Mutant(
+        "create", _replaced(indexer.storage.files, "sync_directory", lambda _: _nothing)
+    ),
     "vectors after the commit": Mutant("append", _vectors_after_commit),
     "vectors written short": Mutant("append", _vectors_written_short),
     "commit told early": Mutant("append", _acknowledged_early),

@@ -12,7 +12,7 @@ import pytest
 from crowd import N_WRITERS, Script, create, read, write
 from indexes import sql
 
-from indexer.verify import verify_index
+from indexer.maintenance.verify import verify_index
 
 SMALL_S, FULL_S = 15, 60
 START_S = 3

@@ -20,7 +20,7 @@ import search.nearest
 from indexer.delete import delete_documents
 from indexer.encoder.contract import Contract
 from indexer.errors import IndexerError
-from indexer.verify import verify_index
+from indexer.maintenance.verify import verify_index
 from search import Searcher
 
 SMALL, FULL = 200, 2_000

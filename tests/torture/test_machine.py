@@ -29,8 +29,8 @@ import search.nearest
 from indexer import Index
 from indexer.delete import delete_documents
 from indexer.errors import IndexNotFoundError
-from indexer.snapshot import SnapshotReader
-from indexer.verify import verify_index
+from indexer.maintenance.verify import verify_index
+from indexer.storage.snapshot import SnapshotReader
 
 Source = dict[str, tuple[str, Any]]
 

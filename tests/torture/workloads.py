@@ -14,9 +14,9 @@ from unittest.mock import patch
 from fakes import fake_vector
 from indexes import Oracle, Record, build, records
 
-from indexer.backup import backup_index
-from indexer.compact import compact_index
 from indexer.delete import delete_documents
+from indexer.maintenance.backup import backup_index
+from indexer.maintenance.compact import compact_index
 
 COMMIT_TEXTS = 12
 K = 5

@@ -12,9 +12,11 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from indexer.database import connect_reader, transaction, translated
 from indexer.errors import IndexCorruptError, StorageError, UsageError
-from indexer.files import (
+from indexer.maintenance.verify import verify_index
+from indexer.progress import OnProgress, OnShare, Phase, part_of, tell_nobody
+from indexer.storage.database import connect_reader, transaction, translated
+from indexer.storage.files import (
     DATABASE,
     LOCK,
     directory_bytes,
@@ -30,12 +32,10 @@ from indexer.files import (
     sync_directory,
     write_all,
 )
-from indexer.generations import GenerationRow
-from indexer.lock import writer_lock
-from indexer.progress import OnProgress, OnShare, Phase, part_of, tell_nobody
-from indexer.snapshot import Snapshot, SnapshotReader, read_snapshot
-from indexer.vectors import VectorReader
-from indexer.verify import verify_index
+from indexer.storage.generations import GenerationRow
+from indexer.storage.lock import writer_lock
+from indexer.storage.snapshot import Snapshot, SnapshotReader, read_snapshot
+from indexer.storage.vectors import VectorReader
 
 logger = logging.getLogger(__name__)
 

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.database import Meta, connect_reader, roll_back_journal, stored_json, transaction, translated
 from indexer.documents import JsonValue, is_storable
 from indexer.errors import IndexCorruptError
-from indexer.files import DATABASE, mend
 from indexer.filters import CompiledFilter, Field
-from indexer.generations import GenerationRow, read_generations
-from indexer.metadata import table_columns
-from indexer.seal import check_seal
-from indexer.totals import Totals, read_totals
-from indexer.vectors import VectorLayout
+from indexer.storage.database import Meta, connect_reader, roll_back_journal, stored_json, transaction, translated
+from indexer.storage.files import DATABASE, mend
+from indexer.storage.generations import GenerationRow, read_generations
+from indexer.storage.metadata import table_columns
+from indexer.storage.seal import check_seal
+from indexer.storage.totals import Totals, read_totals
+from indexer.storage.vectors import VectorLayout
 
 _FEW = 32  # an index is used for filters that less than one passage in so many meets
 

@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.changes import Changes, NewDocument
 from indexer.config import VectorDtype
-from indexer.database import CommitError, Meta, check_format, connect_writer, transaction, translated
 from indexer.documents import Document, JsonValue
 from indexer.errors import IndexCorruptError, IndexerError, StorageError
-from indexer.files import DATABASE, discard, is_own_name, open_regular, storage_errors, sync_directory
-from indexer.generations import GenerationRow, insert_generation, keep_asked
-from indexer.holdings import Holdings
-from indexer.metadata import MetadataTable, create_indexes, selective_columns
-from indexer.schema import migrate
-from indexer.seal import seal
-from indexer.totals import Totals, count_totals, keep_totals, read_totals
-from indexer.vectors import VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
+from indexer.storage.changes import Changes, NewDocument
+from indexer.storage.database import CommitError, Meta, check_format, connect_writer, transaction, translated
+from indexer.storage.files import DATABASE, discard, is_own_name, open_regular, storage_errors, sync_directory
+from indexer.storage.generations import GenerationRow, insert_generation, keep_asked
+from indexer.storage.holdings import Holdings
+from indexer.storage.metadata import MetadataTable, create_indexes, selective_columns
+from indexer.storage.schema import migrate
+from indexer.storage.seal import seal
+from indexer.storage.totals import Totals, count_totals, keep_totals, read_totals
+from indexer.storage.vectors import VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
 
 # Of documents that lie apart SQLite holds some 20 kB each until COMMIT, and readers wait while they are written.
 _MOST_GONE = 2_048

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from indexer.ann.generation import Generation
-from indexer.database import Meta, connect_reader, transaction
 from indexer.documents import Document, JsonValue, Place, text_key
 from indexer.errors import IndexCorruptError, IndexerError, MissingExtraError, StorageError
-from indexer.files import DATABASE, mend
-from indexer.metadata import column_value, json_type, table_columns
 from indexer.progress import OnProgress, OnShare, Phase, Progress, part_of, tell_nobody
-from indexer.snapshot import Snapshot, SnapshotReader
-from indexer.totals import count_totals, read_totals
-from indexer.vectors import VectorReader
+from indexer.storage.database import Meta, connect_reader, transaction
+from indexer.storage.files import DATABASE, mend
+from indexer.storage.metadata import column_value, json_type, table_columns
+from indexer.storage.snapshot import Snapshot, SnapshotReader
+from indexer.storage.totals import count_totals, read_totals
+from indexer.storage.vectors import VectorReader
 
 _LENGTH_TOLERANCE = 5e-2
 # Each query gives one number that must be 0, and what it means when it is not.

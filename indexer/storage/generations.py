@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from indexer.database import stored_json
 from indexer.documents import JsonValue
+from indexer.storage.database import stored_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

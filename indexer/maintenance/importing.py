@@ -10,12 +10,12 @@ from indexer.ann.index import require_faiss
 from indexer.ann.kinds import Kind
 from indexer.encoder.contract import Contract
 from indexer.errors import IndexCorruptError
-from indexer.lock import writer_lock
+from indexer.maintenance.verify import verify_index
 from indexer.progress import OnProgress, tell_nobody
-from indexer.snapshot import SnapshotReader
-from indexer.store import Store
+from indexer.storage.lock import writer_lock
+from indexer.storage.snapshot import SnapshotReader
+from indexer.storage.store import Store
 from indexer.upkeep import asked_before, bring_generation_up_to_date
-from indexer.verify import verify_index
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

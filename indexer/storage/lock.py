@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from indexer.errors import IndexCorruptError, IndexLockedError
-from indexer.files import LOCK, network_file_system, open_regular, storage_error, storage_errors
+from indexer.storage.files import LOCK, network_file_system, open_regular, storage_error, storage_errors
 
 logger = logging.getLogger(__name__)
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.compact import Block, rewrite_vectors
 from indexer.config import EncoderOptions
 from indexer.encoder.contract import Contract
 from indexer.errors import IndexerError, StorageError
 from indexer.ingest import TextEncoder
+from indexer.maintenance.compact import Block, rewrite_vectors
+from indexer.maintenance.verify import block_problem
 from indexer.opening import TextEncoderLoader, check_canaries
 from indexer.progress import OnProgress, Phase, Progress, part_of
-from indexer.store import Store
-from indexer.vectors import VectorReader, encode_rows
-from indexer.verify import block_problem
+from indexer.storage.store import Store
+from indexer.storage.vectors import VectorReader, encode_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
-from indexer.changes import NewDocument
-from indexer.database import Meta
 from indexer.errors import IndexCorruptError
-from indexer.files import mend
+from indexer.storage.changes import NewDocument
+from indexer.storage.database import Meta
+from indexer.storage.files import mend
 
 _KEY = "totals"
 

@@ -93,7 +93,7 @@ def verify(
     json: JsonOption = False,
 ) -> None:
     """Check an index; problems give exit code 1."""
-    from indexer.verify import verify_index
+    from indexer.maintenance.verify import verify_index
 
     with ProgressDisplay() as display:
         problems = verify_index(directory, deep=deep, on_progress=display)
@@ -110,7 +110,7 @@ def verify(
 @app.command()
 def compact(directory: DirectoryArgument, json: JsonOption = False) -> None:
     """Give back the space of deleted and replaced documents; readers go on meanwhile."""
-    from indexer.compact import compact_index
+    from indexer.maintenance.compact import compact_index
 
     with stop_on_terminate(), ProgressDisplay() as display:
         report = compact_index(directory, display)
@@ -132,7 +132,7 @@ def backup(
     json: JsonOption = False,
 ) -> None:
     """Copy an index as it is at one commit, also while it is written, and check every byte of the copy."""
-    from indexer.backup import backup_index
+    from indexer.maintenance.backup import backup_index
 
     with stop_on_terminate(), ProgressDisplay() as display:
         report = backup_index(directory, target, display)
@@ -155,7 +155,7 @@ def repair(
     json: JsonOption = False,
 ) -> None:
     """Mend what is derived, and name what cannot be mended; what is left gives exit code 1."""
-    from indexer.repair import repair_index
+    from indexer.maintenance.repair import repair_index
 
     with stop_on_terminate(), ProgressDisplay() as display:
         report = repair_index(directory, encode_damaged=encode_damaged, model=model, device=device, on_progress=display)
@@ -173,7 +173,7 @@ def repair(
 @app.command("import")
 def import_(directory: DirectoryArgument, json: JsonOption = False) -> None:
     """Check an index directory from elsewhere to the last byte; its FAISS files are removed unread and built anew."""
-    from indexer.importing import import_index
+    from indexer.maintenance.importing import import_index
 
     with stop_on_terminate(), ProgressDisplay() as display:
         report = import_index(directory, display)

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.ann.index import require_faiss
-from indexer.files import directory_bytes, discard
-from indexer.lock import writer_lock
 from indexer.progress import OnProgress, OnShare, Phase, part_of, tell_nobody
-from indexer.store import Store
+from indexer.storage.files import directory_bytes, discard
+from indexer.storage.lock import writer_lock
+from indexer.storage.store import Store
+from indexer.storage.vectors import VectorReader, VectorWriter, create_vector_file
 from indexer.upkeep import asked_before, bring_generation_up_to_date
-from indexer.vectors import VectorReader, VectorWriter, create_vector_file
 
 BLOCK_ROWS = 2_048
 # A step of so many pages holds readers up for a few milliseconds.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from indexer.config import VectorDtype
 from indexer.errors import IndexCorruptError, StorageError
-from indexer.files import (
+from indexer.storage.files import (
     discard,
     mend,
     new_name,

@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import quote
 
 from indexer.errors import IndexCorruptError, IndexerError, IndexFormatError, IndexNotFoundError, StorageError
-from indexer.files import DATABASE, mend, open_regular, read_error
-from indexer.schema import APPLICATION_ID, FORMAT_VERSION, strangers
+from indexer.storage.files import DATABASE, mend, open_regular, read_error
+from indexer.storage.schema import APPLICATION_ID, FORMAT_VERSION, strangers
 
 BUSY_TIMEOUT_S = 10.0
 # A reader may go through millions of documents in one transaction: a commit waits for it a minute, in six tries.

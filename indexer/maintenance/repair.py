@@ -11,20 +11,20 @@ from pathlib import Path
 from indexer.ann.generation import Generation
 from indexer.ann.index import require_faiss
 from indexer.config import EncoderOptions
-from indexer.database import check_place, connect_writer, stored_json, transaction, translated
 from indexer.documents import JsonValue
 from indexer.errors import IndexCorruptError, IndexNotFoundError, StorageError
-from indexer.files import DATABASE, mend
-from indexer.lock import writer_lock
-from indexer.metadata import MetadataTable
+from indexer.maintenance.reencode import find_damage, mend_vectors
+from indexer.maintenance.verify import derived_problems, totals_problem, verify_index
 from indexer.opening import TextEncoderLoader, load_bulk_encoder
 from indexer.progress import OnProgress, OnShare, Phase, Progress, part_of, tell_nobody
-from indexer.reencode import find_damage, mend_vectors
-from indexer.schema import create_derived
-from indexer.store import Store
-from indexer.totals import count_totals, keep_totals
+from indexer.storage.database import check_place, connect_writer, stored_json, transaction, translated
+from indexer.storage.files import DATABASE, mend
+from indexer.storage.lock import writer_lock
+from indexer.storage.metadata import MetadataTable
+from indexer.storage.schema import create_derived
+from indexer.storage.store import Store
+from indexer.storage.totals import count_totals, keep_totals
 from indexer.upkeep import asked_before, bring_generation_up_to_date
-from indexer.verify import derived_problems, totals_problem, verify_index
 
 _BATCH = 1_000
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.changes import Known, Twin
-from indexer.database import Meta, translated
 from indexer.documents import Document, JsonValue, is_storable, text_key
 from indexer.errors import IndexCorruptError
-from indexer.generations import GenerationRow, read_generations
-from indexer.snapshot import count_dead, count_slots, read_blocks, read_dead_slots
-from indexer.totals import read_totals
+from indexer.storage.changes import Known, Twin
+from indexer.storage.database import Meta, translated
+from indexer.storage.generations import GenerationRow, read_generations
+from indexer.storage.snapshot import count_dead, count_slots, read_blocks, read_dead_slots
+from indexer.storage.totals import read_totals
 
 _KEYS_THERE = "SELECT key FROM json_each(?) AS j WHERE EXISTS (SELECT 1 FROM passages WHERE text_key = j.value)"
 # The first of any number of copies will do.

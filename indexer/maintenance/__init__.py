@@ -1,0 +1,1 @@
+"""Looking after an index that exists: check, mend, compact, copy, take in."""
