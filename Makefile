@@ -83,9 +83,10 @@ wheel: .venv/.dev
 	touch $@
 
 # What FAISS does with a GPU in its wheel; the list is in benchmarks/GPU.md.
-FAISS_TESTS := $(patsubst %,tests/test_%.py,ann allowed tuning kinds lists ann_gpu generation)
+FAISS_TESTS := $(patsubst %,tests/test_%.py,ann allowed tuning kinds lists ann_gpu generation filtered)
 gpu: .venv/.peers .venv/.cuvs
 	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/without_model.py data/corpus.jsonl
 	$(BIN)/python benchmarks/gpu.py --peer-python .venv/peers/bin/python
 	.venv/cuvs/bin/python -m pytest $(FAISS_TESTS)
 	.venv/cuvs/bin/python benchmarks/gpu_search.py
