@@ -4,8 +4,8 @@
 
 Builds an index of N records of a JSONL file (.gz too), which is gone through again with other ids and texts when it
 ends. A vector is a row of a table that a checksum of the text picks. Prints a table in Markdown, a line for each
-million records (or for all, when there are fewer): texts a second of that stretch, microseconds a text of reading and
-of comparing and committing. No FAISS index is tuned: `--kind flat`.
+million records (or for all, when there are fewer) with texts a second and microseconds a text of that stretch, and
+below it what reading takes of all, and comparing and committing. No FAISS index is tuned: `--kind flat`.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def write_source(file: Path, n: int, source: Path) -> None:
                     if turn:
                         record = json.loads(line)
                         record |= {"id": f"{record.get('id', '')}#{turn}", "text": f"{record['text']} #{turn}"}
-                        line = json.dumps(record, ensure_ascii=False) + "\n"
-                    out.write(line)
+                        line = json.dumps(record, ensure_ascii=False)
+                    out.write(line.rstrip("\n") + "\n")
                     left -= 1
 
 

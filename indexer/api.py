@@ -350,10 +350,17 @@ class Index:
         return describe(self.directory)
 
     def verify(self, *, deep: bool = False, on_progress: OnProgress | None = None) -> list[str]:
-        """Check the index, with `deep` every byte, and return the problems, one line each.
+        """Check the index and change nothing.
 
         Args:
             deep: check every checksum, every text and all that is derived.
             on_progress: told after each step.
+
+        Returns:
+            The problems, one line each; none when the index is sound.
+
+        Raises:
+            IndexFormatError: this version cannot read it.
+            IndexNotFoundError: there is no index.
         """
         return verify_index(self.directory, deep=deep, on_progress=on_progress or tell_nobody)

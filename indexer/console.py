@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from indexer.progress import Phase, Progress
@@ -26,13 +26,13 @@ _PHASES = {
 }
 _MEASURED = {Phase.CHECK, Phase.COPY, Phase.ENCODE, Phase.INDEX, Phase.TUNE}
 # Of what mostly takes no time a line is written when it does.
-_QUIET = {Phase.CHECK, Phase.COPY, Phase.DONE}
+_QUIET = {Phase.CHECK, Phase.COPY}
 _LINE_EVERY_S = 10.0
 _RATE_WINDOW_S = 20.0
 
 
 class ProgressDisplay:
-    """Draws a bar on a terminal; elsewhere writes a line when the phase changes and every ten seconds."""
+    """Draws a bar on a terminal; elsewhere writes a line every ten seconds, and when a phase begins that takes long."""
 
     def __init__(self) -> None:
         self.shown: set[str] = set()
@@ -48,8 +48,9 @@ class ProgressDisplay:
                 console=self._console,
                 transient=True,
             )
-            self._task = self._bar.add_task("starting", total=None, counts="")
+            self._task = _begin(self._bar)
         self._phase: Phase | None = None
+        self._completed = 0.0
         self._points: list[tuple[float, int, int]] = []
         self._last_line_s = time.monotonic()
 
@@ -65,22 +66,28 @@ class ProgressDisplay:
             self._bar.stop()
 
     def __call__(self, progress: Progress) -> None:
-        """Show where the build stands."""
+        """Show where the work stands."""
         for warning in progress.warnings:
             self.shown.add(warning)
             self._console.print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)
         counts = self._counts(progress)
+        is_new = progress.phase is not self._phase
         if self._bar is not None:
+            completed = progress.fraction or 0.0
+            if is_new or completed < self._completed:  # to rich what was full once is finished for good
+                self._bar.remove_task(self._task)
+                self._task = _begin(self._bar)
+            self._completed = completed
             known = progress.fraction is not None and progress.phase in _MEASURED
             self._bar.update(
                 self._task,
                 description=_PHASES[progress.phase],
                 total=1.0 if known else None,
-                completed=progress.fraction or 0.0,
+                completed=completed,
                 counts=counts,
             )
-        elif (progress.phase is not self._phase and progress.phase not in _QUIET) or (
-            progress.phase is not Phase.DONE and time.monotonic() - self._last_line_s >= _LINE_EVERY_S
+        elif progress.phase is not Phase.DONE and (
+            (is_new and progress.phase not in _QUIET) or time.monotonic() - self._last_line_s >= _LINE_EVERY_S
         ):
             share = f"{progress.fraction:.0%}, " if progress.fraction is not None else ""
             detail = f": {share}{counts}".rstrip(" ,:") if progress.phase in _MEASURED else ""
@@ -102,6 +109,10 @@ class ProgressDisplay:
             text += f", {(progress.n_encoded - n_texts) / span_s:,.0f} texts/s"
             text += f", {(progress.n_tokens - n_tokens) / span_s:,.0f} tokens/s"
         return text
+
+
+def _begin(bar: RichProgress) -> TaskID:
+    return bar.add_task("starting", total=None, counts="")
 
 
 @contextmanager

@@ -28,7 +28,10 @@ class EncodedTexts(Protocol):
 
 @dataclass(slots=True)
 class Pending:
-    """A document on its way into the index; it is ready when every passage has its vector."""
+    """A document on its way into the index; it is ready when every passage has its vector.
+
+    `done` has for each passage its row and its vector, (d,) float32, None until it is encoded.
+    """
 
     position: int
     document: Document

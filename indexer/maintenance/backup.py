@@ -7,14 +7,14 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.errors import IndexCorruptError, StorageError, UsageError
 from indexer.maintenance.verify import verify_index
-from indexer.progress import OnProgress, OnShare, Phase, part_of, tell_nobody
+from indexer.progress import OnProgress, OnShare, Phase, Progress, part_of, tell_nobody
 from indexer.storage.database import connect_reader, transaction, translated
 from indexer.storage.files import (
     DATABASE,
@@ -35,13 +35,13 @@ from indexer.storage.files import (
 from indexer.storage.generations import GenerationRow
 from indexer.storage.lock import writer_lock
 from indexer.storage.snapshot import Snapshot, SnapshotReader, read_snapshot
-from indexer.storage.vectors import VectorReader
+from indexer.storage.vectors import Block, VectorReader
 
 logger = logging.getLogger(__name__)
 
 _STEP_PAGES = 4_096
-# How far the copy is when the database is copied and the vectors are not.
-_DATABASE_DONE = 0.5
+# How far the copy is after the database, and after the vectors; the FAISS file comes last.
+_DATABASE_DONE, _VECTORS_DONE = 0.4, 0.8
 _CHUNK_BYTES = 1 << 20
 _TRIES = 5
 _UNFINISHED = re.compile(r"backup-[0-9a-f]{32}\.tmp(-journal)?")
@@ -86,15 +86,17 @@ def backup_index(directory: Path, target: Path, on_progress: OnProgress = tell_n
         temporary = target / new_name("backup", "tmp")
         try:
             snapshot = _copy_files(directory, target, temporary, on_progress)
+            with storage_errors(target):
+                sync_directory(target)
+                temporary.rename(target / DATABASE)
+                sync_directory(target)
+            problems = verify_index(target, deep=True, generations=False, on_progress=on_progress)
         except BaseException:
             with suppress(StorageError):  # the next backup tries again
+                _withdraw(target, temporary)
                 _clear(target)
             raise
-        with storage_errors(target):
-            sync_directory(target)
-            temporary.rename(target / DATABASE)
-            sync_directory(target)
-    if problems := verify_index(target, deep=True, generations=False, on_progress=on_progress):
+    if problems:
         msg = (
             f"the copy at {target} is not sound: {problems[0]}; do not rely on it, run: index verify {directory} --deep"
         )
@@ -129,6 +131,14 @@ def _is_unfinished(name: str) -> bool:
     return _UNFINISHED.fullmatch(name) is not None
 
 
+def _withdraw(target: Path, temporary: Path) -> None:
+    """Give the database of a copy that was not checked to its end the name of one that is unfinished."""
+    with storage_errors(target):
+        if (target / DATABASE).exists():
+            (target / DATABASE).rename(temporary)
+            sync_directory(target)
+
+
 def _clear(target: Path) -> None:
     """Remove an unfinished copy; its database, by which the next backup knows it, goes last."""
     with storage_errors(target):
@@ -156,7 +166,7 @@ def _copy_files(directory: Path, target: Path, temporary: Path, on_progress: OnP
                 continue
             blocks = sql.execute("SELECT first_slot, n_rows, crc32 FROM blocks ORDER BY first_slot").fetchall()
             with vectors:
-                on_share = part_of(on_progress, Phase.COPY, _DATABASE_DONE)
+                on_share = part_of(on_progress, Phase.COPY, _DATABASE_DONE, _VECTORS_DONE)
                 _copy_vectors(vectors, blocks, target / snapshot.vector_file, on_share)
             for row in snapshot.generations:
                 if not _copy_generation(directory, target, row):
@@ -164,6 +174,7 @@ def _copy_files(directory: Path, target: Path, temporary: Path, on_progress: OnP
             snapshot = read_snapshot(sql, temporary)
         with storage_errors(temporary), _opened(temporary, os.O_RDWR) as file:
             os.fsync(file)
+        on_progress(Progress(phase=Phase.COPY, fraction=1.0))
         return snapshot
     msg = f"{directory}: the vector file that the database names is missing; {mend(directory)}"
     raise IndexCorruptError(msg)
@@ -182,7 +193,8 @@ def _copy_database(directory: Path, temporary: Path, on_share: OnShare) -> None:
         n_restarts, before = n_restarts + (remaining > before > 0), remaining
         if n_restarts >= _TRIES:
             raise _TooManyCommitsError
-        on_share(1 - remaining / max(total, 1))
+        if total:  # SQLite tells 0 of 0 when a commit keeps it from beginning
+            on_share(1 - remaining / total)
 
     with closing(connect_reader(directory)) as source, translated(temporary):
         try:
@@ -207,15 +219,15 @@ def _copied(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def _copy_vectors(vectors: VectorReader, blocks: list[tuple[int, int, int]], target: Path, on_share: OnShare) -> None:
+def _copy_vectors(vectors: VectorReader, blocks: Sequence[Block], target: Path, on_share: OnShare) -> None:
     """Copy the header and the rows that the database names, each block checked, and make them durable."""
     layout = vectors.layout
     with storage_errors(target), _opened(target, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
         write_all(file, vectors.header(), 0)
-        for first_slot, n_rows, crc in blocks:
+        for n_copied, (first_slot, n_rows, crc) in enumerate(blocks, 1):
             rows = vectors.checked(first_slot, n_rows, crc)
             write_all(file, rows.data.cast("B"), layout.file_bytes(first_slot))
-            on_share((first_slot + n_rows) / vectors.n_rows)
+            on_share(n_copied / len(blocks))
         os.fsync(file)
 
 

@@ -95,7 +95,7 @@ def verify(
     """Check an index; problems give exit code 1."""
     from indexer.maintenance.verify import verify_index
 
-    with ProgressDisplay() as display:
+    with stop_on_terminate(), ProgressDisplay() as display:
         problems = verify_index(directory, deep=deep, on_progress=display)
     if json:
         print_json({"ok": not problems, "problems": problems})

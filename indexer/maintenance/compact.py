@@ -15,15 +15,12 @@ from indexer.progress import OnProgress, OnShare, Phase, part_of, tell_nobody
 from indexer.storage.files import directory_bytes, discard
 from indexer.storage.lock import writer_lock
 from indexer.storage.store import Store
-from indexer.storage.vectors import VectorReader, VectorWriter, create_vector_file
+from indexer.storage.vectors import Block, VectorReader, VectorWriter, create_vector_file
 from indexer.upkeep import asked_before, bring_generation_up_to_date
 
 BLOCK_ROWS = 2_048
 # A step of so many pages holds readers up for a few milliseconds.
 _VACUUM_PAGES = 1_024
-
-Block = tuple[int, int, int]
-"""First slot, rows and CRC-32 of their bytes, as the table `blocks` has them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,12 +13,12 @@ from indexer.config import EncoderOptions
 from indexer.encoder.contract import Contract
 from indexer.errors import IndexerError, StorageError
 from indexer.ingest import TextEncoder
-from indexer.maintenance.compact import Block, rewrite_vectors
-from indexer.maintenance.verify import block_problem
+from indexer.maintenance.compact import rewrite_vectors
+from indexer.maintenance.verify import damaged_blocks
 from indexer.opening import TextEncoderLoader, check_canaries
-from indexer.progress import OnProgress, Phase, Progress, part_of
+from indexer.progress import OnProgress, OnShare, Phase, Progress
 from indexer.storage.store import Store
-from indexer.storage.vectors import VectorReader, encode_rows
+from indexer.storage.vectors import Block, VectorReader, encode_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,31 +34,26 @@ class Damage:
         return sum(map(len, self.blocks.values()))
 
 
-def find_damage(store: Store, on_progress: OnProgress) -> Damage | None:
+def find_damage(store: Store, on_share: OnShare) -> Damage | None:
     """Compare every block of the vector file with its checksum, and return what is wrong, None when all is sound.
 
     Args:
         store: opened without its vectors.
-        on_progress: told after each block.
+        on_share: told after each block.
     """
     live, blocks = store.live_slots(), store.blocks()
     vectors, reason = _what_is_there(store)
-    on_share = part_of(on_progress, Phase.CHECK)
-    damaged = {}
     with vectors or nullcontext():
-        for n_checked, block in enumerate(blocks, 1):
-            if problem := block_problem(vectors, block) if vectors else reason:
-                start, stop = np.searchsorted(live, (block[0], block[0] + block[1]))
-                damaged[block] = live[start:stop]
-                reason = reason or problem
-            on_share(n_checked / len(blocks))
+        problems = damaged_blocks(vectors, blocks, on_share) if vectors else dict.fromkeys(blocks, reason)
+    reason = reason or next(iter(problems.values()), "")
+    damaged = {block: live[slice(*np.searchsorted(live, (block[0], block[0] + block[1])))] for block in problems}
     return Damage(reason, damaged) if reason else None
 
 
 def mend_vectors(
     store: Store,
     damage: Damage,
-    load_encoder: TextEncoderLoader | None,
+    load_encoder: TextEncoderLoader,
     options: EncoderOptions,
     on_progress: OnProgress,
 ) -> None:
@@ -69,7 +64,7 @@ def mend_vectors(
     Args:
         store: opened without its vectors.
         damage: as `find_damage` gives it.
-        load_encoder: makes the encoder, where a live passage lost its vector; else None will do.
+        load_encoder: makes the encoder; it is called only when a live passage lost its vector.
         options: where the model is, and where to encode.
         on_progress: told after each block.
 
@@ -77,7 +72,7 @@ def mend_vectors(
         EncoderError: the model no longer gives the vectors that it gave; nothing was changed.
     """
     encoder: TextEncoder | None = None
-    if damage.n_live and load_encoder is not None:
+    if damage.n_live:
         on_progress(Progress(phase=Phase.LOAD))
         contract = Contract.from_json(store.setting("contract"))
         encoder = load_encoder(options, contract=contract)

@@ -27,6 +27,8 @@ from indexer.storage.totals import count_totals, keep_totals
 from indexer.upkeep import asked_before, bring_generation_up_to_date
 
 _BATCH = 1_000
+# How far looking for damage is when the vectors are still to be looked at.
+_DERIVED_DONE = 0.5
 
 
 @dataclass(slots=True)
@@ -76,8 +78,8 @@ def repair_index(
         try:
             on_progress(Progress(phase=Phase.CHECK))
             _mend_database(path, report, on_progress)
-            load = load_encoder or load_bulk_encoder if encode_damaged else None
-            if _mend_vectors(directory, report, load, EncoderOptions(model=model, device=device), on_progress):
+            load, options = load_encoder or load_bulk_encoder, EncoderOptions(model=model, device=device)
+            if _mend_vectors(directory, report, load, encode_damaged, options, on_progress):
                 _mend_generations(directory, report, device, on_progress)
         except (IndexCorruptError, StorageError) as error:
             report.left.append(str(error))
@@ -95,16 +97,17 @@ def _without_advice(lines: list[str], directory: Path) -> list[str]:
 def _mend_vectors(
     directory: Path,
     report: RepairReport,
-    load_encoder: TextEncoderLoader | None,
+    load_encoder: TextEncoderLoader,
+    encode_damaged: bool,
     options: EncoderOptions,
     on_progress: OnProgress,
 ) -> bool:
-    """Mend the vector file, without an encoder only what no live passage needs, and tell whether it is sound now."""
+    """Mend the vector file if it is allowed to, and tell whether it is sound now."""
     with closing(Store.open(directory, without_vectors=True)) as store:
-        damage = find_damage(store, on_progress)
+        damage = find_damage(store, part_of(on_progress, Phase.CHECK, _DERIVED_DONE))
         if damage is None:
             return True
-        if damage.n_live and load_encoder is None:
+        if damage.n_live and not encode_damaged:
             report.left.append(
                 f"{damage.reason}: {damage.n_live:,} passages have lost their vector; "
                 f"index repair {directory} --encode-damaged encodes them again"
@@ -141,7 +144,7 @@ def _mend_database(path: Path, report: RepairReport, on_progress: OnProgress) ->
                 sql.execute("REINDEX")
             if sql.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok":
                 report.mended.append(f"{path}: the SQL indexes were made again")
-        if _derived_is_wrong(sql, path, part_of(on_progress, Phase.CHECK)):
+        if _derived_is_wrong(sql, path, part_of(on_progress, Phase.CHECK, 0.0, _DERIVED_DONE)):
             with _commit(sql, path):
                 create_derived(sql)
                 table = MetadataTable(sql)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +22,7 @@ from indexer.storage.files import DATABASE, mend
 from indexer.storage.metadata import column_value, json_type, table_columns
 from indexer.storage.snapshot import Snapshot, SnapshotReader
 from indexer.storage.totals import count_totals, read_totals
-from indexer.storage.vectors import VectorReader
+from indexer.storage.vectors import Block, VectorReader
 
 _LENGTH_TOLERANCE = 5e-2
 # Each query gives one number that must be 0, and what it means when it is not.
@@ -53,7 +53,7 @@ _DERIVED = """SELECT d.row_id, d.id, d.metadata, m.* FROM documents AS d LEFT JO
     ON m.document = d.row_id WHERE d.row_id > ? ORDER BY d.row_id"""
 _STEP_ROWS = 500
 # How far `--deep` is after each pass.
-_DOCUMENTS_DONE, _DERIVED_DONE, _PASSAGES_DONE = 0.35, 0.7, 0.9
+_DOCUMENTS_DONE, _DERIVED_DONE, _PASSAGES_DONE, _VECTORS_DONE = 0.35, 0.7, 0.9, 0.95
 _TRIES = 3
 
 
@@ -73,14 +73,32 @@ def verify_index(
         IndexFormatError: this version cannot read it.
     """
     problems: list[str] = []
+    tell = _Teller(on_progress)
     try:
-        problems.extend(_problems(directory, deep, generations, on_progress))
+        problems.extend(_problems(directory, deep, generations, tell))
     except (IndexCorruptError, StorageError) as error:
+        if tell.is_telling:
+            raise
         problems.append(str(error))
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        if tell.is_telling:
+            raise
         # A damaged value of another type than was ever written; whatever reads it says so in its own way.
         problems.append(f"{directory / DATABASE} holds a value that no writer gives ({error}); {mend(directory)}")
     return list(dict.fromkeys(problems))
+
+
+class _Teller:
+    """Calls a callback, and knows whether what is raised comes from there."""
+
+    def __init__(self, on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
+        self.is_telling = False
+
+    def __call__(self, progress: Progress) -> None:
+        self.is_telling = True
+        self._on_progress(progress)
+        self.is_telling = False
 
 
 def _problems(directory: Path, deep: bool, generations: bool, on_progress: OnProgress) -> Iterator[str]:
@@ -92,9 +110,10 @@ def _problems(directory: Path, deep: bool, generations: bool, on_progress: OnPro
         for tries_left in reversed(range(_TRIES)):
             snapshot, problems = _file_problems(reader, deep, generations, on_progress)
             if not problems or not tries_left or reader.seq() == snapshot.seq:
-                yield from problems
-                return
+                break
             # A commit may have replaced the files meanwhile.
+        yield from problems
+    on_progress(Progress(phase=Phase.CHECK, fraction=1.0))
 
 
 def _database_problems(sql: sqlite3.Connection, path: Path, deep: bool, on_progress: OnProgress) -> Iterator[str]:
@@ -128,12 +147,8 @@ def _file_problems(
         problems = [f"{reader.directory / snapshot.vector_file} is missing; {mend(reader.directory)}"]
     else:
         with vectors:
-            on_share = part_of(on_progress, Phase.CHECK, _PASSAGES_DONE)
-            problems = []
-            for n_checked, block in enumerate(blocks, 1):
-                if problem := block_problem(vectors, block):
-                    problems.append(problem)
-                on_share(n_checked / len(blocks))
+            on_share = part_of(on_progress, Phase.CHECK, _PASSAGES_DONE, _VECTORS_DONE)
+            problems = list(damaged_blocks(vectors, blocks, on_share).values())
     if generations:
         problems += _generation_problems(reader.directory, snapshot, deep)
     return snapshot, problems
@@ -232,14 +247,29 @@ def _metadata(stored: str) -> dict[str, JsonValue] | None:
 def _changed_passages(sql: sqlite3.Connection, path: Path, on_share: OnShare) -> Iterator[str]:
     query = """SELECT p.slot, d.id, d.text, p.char_start, p.char_end, p.text_key
         FROM passages AS p JOIN documents AS d ON d.row_id = p.document WHERE p.slot > ? ORDER BY p.slot"""
-    last = _highest(sql, path, "slot", "passages")
-    for _, id_, text, start, end, key in _walk(sql, path, query, on_share, last):
-        if text_key(text[start:end]) != key:
+    end = _highest(sql, path, "slot", "passages")
+    for _, id_, text, char_start, char_end, key in _walk(sql, path, query, on_share, end):
+        if text_key(text[char_start:char_end]) != key:
             yield f"{path}: the text of document {id_!r} is not the one that was encoded"
 
 
-def block_problem(vectors: VectorReader, block: tuple[int, int, int]) -> str | None:
-    """Return what is wrong with a block of rows, given as first slot, number and CRC-32, None when it is sound."""
+def damaged_blocks(vectors: VectorReader, blocks: Sequence[Block], on_share: OnShare) -> dict[Block, str]:
+    """Return those blocks of rows that are not sound, each with what is wrong.
+
+    Args:
+        vectors: where they are.
+        blocks: to check.
+        on_share: told after each of them.
+    """
+    damaged = {}
+    for n_checked, block in enumerate(blocks, 1):
+        if problem := _block_problem(vectors, block):
+            damaged[block] = problem
+        on_share(n_checked / len(blocks))
+    return damaged
+
+
+def _block_problem(vectors: VectorReader, block: Block) -> str | None:
     try:
         rows = vectors.checked(*block)
     except (IndexCorruptError, StorageError) as error:

@@ -20,7 +20,10 @@ class Known:
 
 
 class PassageRow(NamedTuple):
-    """One passage to store; `start` and `end` (characters) are None when it is the whole document."""
+    """One passage to store, as the table has it after slot and document.
+
+    `start` and `end` (characters) are None when it is the whole document.
+    """
 
     start: int | None
     end: int | None

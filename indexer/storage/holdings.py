@@ -20,7 +20,7 @@ from indexer.storage.generations import GenerationRow, read_generations
 from indexer.storage.snapshot import count_dead, count_slots, read_blocks, read_dead_slots
 from indexer.storage.totals import read_totals
 
-_KEYS_THERE = "SELECT key FROM json_each(?) AS j WHERE EXISTS (SELECT 1 FROM passages WHERE text_key = j.value)"
+_POSITIONS_THERE = "SELECT j.key FROM json_each(?) AS j WHERE EXISTS (SELECT 1 FROM passages WHERE text_key = j.value)"
 # The first of any number of copies will do.
 _TWIN = """
     SELECT p.slot, p.n_tokens, p.n_tokens_lost FROM passages AS p JOIN documents AS d ON d.row_id = p.document
@@ -97,7 +97,7 @@ class Holdings:
         keys = [text_key(text) for text in texts]
         with translated(self._path):
             # Most texts are new; one statement tells that of all of them, one for each took longer than to read them.
-            for (position,) in self._sql.execute(_KEYS_THERE, (json.dumps(keys),)).fetchall():
+            for (position,) in self._sql.execute(_POSITIONS_THERE, (json.dumps(keys),)).fetchall():
                 row = self._sql.execute(_TWIN, (keys[position], texts[position])).fetchone()
                 if row is not None:
                     found[texts[position]] = Twin(*row)

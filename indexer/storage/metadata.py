@@ -10,7 +10,6 @@ import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from types import NoneType
 
 from indexer.documents import JsonValue, Metadata
@@ -70,7 +69,7 @@ class MetadataTable:
 
     def add(self, rows: Sequence[tuple[int, Metadata]]) -> None:
         """Add the metadata of some documents, given with their rows."""
-        found = _count_types([metadata for _, metadata in rows])
+        found = _count_types(metadata for _, metadata in rows)
         self._counts.update(found)
         self._add_columns(found)
         marks = ", ".join("?" * (1 + len(self._columns)))
@@ -84,7 +83,7 @@ class MetadataTable:
         chosen = "SELECT value FROM json_each(?)"
         parameter = (json.dumps(row_ids),)
         removed = self._sql.execute(f"SELECT metadata FROM documents WHERE row_id IN ({chosen})", parameter)
-        self._counts.subtract(_count_types([json.loads(metadata) for (metadata,) in removed]))
+        self._counts.subtract(_count_types(json.loads(metadata) for (metadata,) in removed))
         self._sql.execute(f"DELETE FROM metadata WHERE document IN ({chosen})", parameter)
 
     def finish(self) -> None:
@@ -106,11 +105,9 @@ class MetadataTable:
                 self._columns.append(name)
 
 
-def _count_types(several: Sequence[Metadata]) -> Counter[tuple[str, str]]:
+def _count_types(several: Iterable[Metadata]) -> Counter[tuple[str, str]]:
     """Count fields by name and JSON type, in the order in which they come."""
-    names = chain.from_iterable(several)
-    types = map(json_type, chain.from_iterable(metadata.values() for metadata in several))
-    return Counter(zip(names, types, strict=True))
+    return Counter((name, json_type(value)) for metadata in several for name, value in metadata.items())
 
 
 def table_columns(connection: sqlite3.Connection) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import finalize
 
 import numpy as np
@@ -39,6 +39,10 @@ _VERSION = 1
 _LARGEST_DIM = 1 << 16
 _UUID = re.compile(r"[0-9a-f]{32}")
 _HEADER = struct.Struct("<8sIII16s16s")  # magic, version, bytes of one number, dim, index uuid, file uuid
+
+
+Block: TypeAlias = tuple[int, int, int]
+"""First slot, rows and CRC-32 of their bytes, as the table `blocks` has them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
