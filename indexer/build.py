@@ -180,7 +180,13 @@ class _Run:
     def read_all(self, sources: Sequence[Source]) -> None:
         """Read the sources to their end; the index is marked incomplete until then."""
         streams = [
-            read_corpus([source], self._read, on_skip=self._on_skip, on_reject=self._on_reject_or_none)
+            read_corpus(
+                [source],
+                self._read,
+                on_skip=self._on_skip,
+                on_reject=self._on_reject_or_none,
+                columns_fit_all=self._options.read is not None,
+            )
             for source in sources
         ]
         if not self._options.adds:

@@ -279,7 +279,7 @@ def _run(source: list[str], directory: Path, options: Any, json: bool) -> None: 
     from indexer.opening import REJECTS
     from indexer.storage.files import DATABASE
 
-    display = ProgressDisplay()
+    display = ProgressDisplay(each_phase=True)
     try:
         with stop_on_terminate(), display:
             report = run_build(source, directory, options, on_progress=display)

@@ -25,16 +25,19 @@ _PHASES = {
     Phase.DONE: "done",
 }
 _MEASURED = {Phase.CHECK, Phase.COPY, Phase.ENCODE, Phase.INDEX, Phase.TUNE}
-# Of what mostly takes no time a line is written when it does.
-_QUIET = {Phase.CHECK, Phase.COPY}
 _LINE_EVERY_S = 10.0
 _RATE_WINDOW_S = 20.0
 
 
 class ProgressDisplay:
-    """Draws a bar on a terminal; elsewhere writes a line every ten seconds, and when a phase begins that takes long."""
+    """Draws a bar on a terminal; elsewhere writes a line every ten seconds.
 
-    def __init__(self) -> None:
+    Args:
+        each_phase: write a line when a phase begins, too: of work that takes long.
+    """
+
+    def __init__(self, *, each_phase: bool = False) -> None:
+        self._each_phase = each_phase
         self.shown: set[str] = set()
         self._console = Console(stderr=True)
         self._bar: RichProgress | None = None
@@ -87,7 +90,7 @@ class ProgressDisplay:
                 counts=counts,
             )
         elif progress.phase is not Phase.DONE and (
-            (is_new and progress.phase not in _QUIET) or time.monotonic() - self._last_line_s >= _LINE_EVERY_S
+            (is_new and self._each_phase) or time.monotonic() - self._last_line_s >= _LINE_EVERY_S
         ):
             share = f"{progress.fraction:.0%}, " if progress.fraction is not None else ""
             detail = f": {share}{counts}".rstrip(" ,:") if progress.phase in _MEASURED else ""

@@ -48,7 +48,8 @@ class ContractError(UsageError):
     code = "contract"
 
     def __init__(self, field: str, stored: object, given: object, advice: str) -> None:
-        super().__init__(f"--{field} is {given!r}, but the index was built with {stored!r}; {advice}")
+        built = "without it" if stored is None else f"with {stored!r}"
+        super().__init__(f"--{field} is {given!r}, but the index was built {built}; {advice}")
         self.field = field
         self.stored = stored
         self.given = given

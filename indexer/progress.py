@@ -129,7 +129,7 @@ class BuildReport:
 
 def part_of(on_progress: OnProgress, phase: Phase, start: float = 0.0, stop: float = 1.0) -> OnShare:
     """Return what tells how far the work is that makes [start, stop] of a phase."""
-    return lambda share: on_progress(Progress(phase=phase, fraction=start + (stop - start) * share))
+    return lambda share: on_progress(Progress(phase=phase, fraction=start + (stop - start) * float(share)))
 
 
 def tell_nobody(_progress: Progress) -> None:

@@ -44,9 +44,7 @@ def render(
         case Format.JSONL:
             yield from (json.dumps(row, ensure_ascii=False) for row in _rows(queries, answers))
         case Format.TREC:
-            for query, hits in zip(queries, answers, strict=True):
-                for hit in hits:
-                    yield f"{_column(query.id or '1')} Q0 {_column(hit.id)} {hit.rank} {hit.score:.6f} clsindex"
+            yield from list(_run(queries, answers))  # all ids are looked at before the first line is printed
 
 
 def _rows(queries: Sequence[Query], answers: Sequence[Hits]) -> Iterator[dict[str, object]]:
@@ -54,6 +52,12 @@ def _rows(queries: Sequence[Query], answers: Sequence[Hits]) -> Iterator[dict[st
         named: dict[str, object] = {} if query.id is None else {"query_id": query.id}
         for hit in hits:
             yield {**named, **hit.to_json()}
+
+
+def _run(queries: Sequence[Query], answers: Sequence[Hits]) -> Iterator[str]:
+    for query, hits in zip(queries, answers, strict=True):
+        for hit in hits:
+            yield f"{_column(query.id or '1')} Q0 {_column(hit.id)} {hit.rank} {hit.score:.6f} clsindex"
 
 
 def _column(id_: str) -> str:

@@ -179,7 +179,9 @@ def _read_tests(reader: SnapshotReader, field: str, tests: Source) -> tuple[list
         columns=tuple(read["columns"]) if read["columns"] else None,
     )
     texts, labels, skipped = [], [], []
-    with closing(read_corpus([tests], options, on_skip=lambda place, *_: skipped.append(place))) as documents:
+    with closing(
+        read_corpus([tests], options, on_skip=lambda place, *_: skipped.append(place), columns_fit_all=False)
+    ) as documents:
         for document in documents:
             value = document.metadata.get(field)
             if value is None:

@@ -109,6 +109,15 @@ def test_a_damaged_text_is_found(index: tuple[Path, Oracle], tmp_path: Path) -> 
         backup_index(out, tmp_path / "copy")
 
 
+def test_a_target_inside_the_index_is_refused(index: tuple[Path, Oracle]) -> None:
+    out, _ = index
+    before = sorted(out.iterdir())
+    for target in (out / "copy", out / "a" / "b", out):
+        with pytest.raises(UsageError):
+            backup_index(out, target)
+    assert sorted(out.iterdir()) == before
+
+
 def test_a_target_that_holds_something_is_refused(index: tuple[Path, Oracle], tmp_path: Path) -> None:
     out, _ = index
     (tmp_path / "copy").mkdir()

@@ -39,6 +39,20 @@ def test_documents_are_deleted_by_filter_and_by_id_together(index: Path) -> None
     assert sql(index, "SELECT id FROM documents") == [("d3",), ("d5",), ("d7",), ("d9",)]
 
 
+def test_a_field_with_the_name_of_a_truth_value_changes_no_filter(tmp_path: Path) -> None:
+    for name in ("true", "TRUE", "false", "null"):
+        out = tmp_path / name
+        build(
+            out, [{"id": "a", "text": "a", "color": "red"}, {"id": "b", "text": "b"}, {"id": "c", "text": "c", name: 1}]
+        )
+        with searching(out) as searcher:
+            assert {hit.id for hit in searcher.search("a", where={"color": {"$ne": "red"}})} == {"b", "c"}
+            assert {hit.id for hit in searcher.search("a", where={name: {"$exists": False}})} == {"a", "b"}
+        assert delete_documents(out, [], {"color": {"$exists": False}}).deleted == 2
+        with searching(out) as searcher:
+            assert [hit.id for hit in searcher.search("a")] == ["a"]
+
+
 def test_deleting_again_finds_nothing_and_commits_nothing(index: Path) -> None:
     delete_documents(index, ["d1"])
     before = (index / "index.db").read_bytes()

@@ -61,6 +61,12 @@ def test_trec_has_six_columns_a_line_with_falling_scores() -> None:
     assert lines(Format.TREC, [Query(None, "x")], [HITS])[0].startswith("1 Q0 d1 1 ")
 
 
+def test_a_trec_run_that_cannot_carry_an_id_prints_nothing() -> None:
+    printed = render(Format.TREC, [ONE, Query("two words", "x")], [HITS, HITS], width=80)
+    with pytest.raises(UsageError, match="'two words' holds white space"):
+        next(printed)
+
+
 @pytest.mark.parametrize("id_", ["two words", "tab\tid", "line\nid"])
 def test_trec_never_has_other_than_six_columns(id_: str) -> None:
     hits = Hits([Hit(1, id_, 1.0, "text", {})], plan="", exact=True)

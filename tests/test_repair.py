@@ -18,6 +18,7 @@ from indexer.errors import EncoderError, IndexLockedError, IndexNotFoundError
 from indexer.maintenance.repair import RepairReport, repair_index
 from indexer.maintenance.verify import verify_index
 from indexer.storage.lock import writer_lock
+from indexer.storage.store import Store
 
 QUERIES = ["text number 3", "text number 28", "something else"]
 
@@ -99,6 +100,24 @@ def test_a_bad_faiss_file_is_built_again(way: str, index: Path) -> None:
         case _:
             path.unlink()
     assert len(repair(index).mended) == 1
+    check(index)
+
+
+def test_a_sql_index_that_is_missing_is_made_again(index: Path) -> None:
+    sql(index, "DROP INDEX passages_text_key")
+    assert any("passages_text_key" in line for line in verify_index(index))
+    report = repair(index)
+    assert (len(report.mended), report.left) == (1, [])
+    assert "passages_text_key" in report.mended[0]
+    check(index)
+
+
+def test_a_repair_of_derived_metadata_keeps_the_sql_indexes_of_fields(index: Path) -> None:
+    with closing(Store.open(index)) as store:
+        store.index_fields(["even"])
+    sql(index, "DELETE FROM metadata WHERE document = 3")
+    assert repair(index).left == []
+    assert sql(index, "SELECT count(*) FROM sqlite_master WHERE name = 'metadata_even'") == [(1,)]
     check(index)
 
 

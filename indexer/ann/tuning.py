@@ -197,6 +197,8 @@ class Trial:
                 steps_left -= 1
                 if not steps_left:
                     break
+        if on_share is not None:
+            on_share(1.0)
         meeting = [i for i, point in enumerate(points) if self._meets(point, target)]
         for i, latency_ms in zip(meeting, self._latencies_ms(index, [points[i] for i in meeting]), strict=True):
             points[i] = replace(points[i], latency_ms=latency_ms)

@@ -39,6 +39,7 @@ def read_corpus(
     *,
     on_skip: OnSkip | None = None,
     on_reject: Callable[[CorpusError], None] | None = None,
+    columns_fit_all: bool = True,
 ) -> Generator[Document]:
     """Read documents one by one, in memory that does not grow with the corpus.
 
@@ -47,6 +48,8 @@ def read_corpus(
         options: which fields are text and id, and the columns of delimited text without a header.
         on_skip: told of every record whose text is empty, white space or null, with the reason "empty_text".
         on_reject: gets the error of every record that cannot be used, and reading goes on with the next.
+        columns_fit_all: refuse columns for a source that has none to name; they may come from an index and not from
+            who names the source.
 
     Returns:
         The documents in the order of the sources; ids may repeat. Close it to close the files before its end.
@@ -56,7 +59,7 @@ def read_corpus(
         UsageError: an object is no source, or columns are given for a source that is not delimited text.
     """
     parts = [part for source in sources for part in source_parts(source, options)]
-    if options.columns is not None:
+    if options.columns is not None and columns_fit_all:
         for part in parts:
             if not part.delimited:
                 msg = f"--columns names the columns of .csv and .tsv files; {part.name} is another kind of source"

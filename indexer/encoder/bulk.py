@@ -71,6 +71,11 @@ class BulkEncoder:
         name = options.model or (contract.model if contract else DEFAULT_MODEL)
         revision = options.revision or (contract.revision if contract and not options.model else None)
         files = resolve_model(name, revision, allow_download=allow_download)
+        if options.revision is not None and files.revision is None:
+            msg = (
+                f"--revision {options.revision} names a state of a model of the hub, which {name} is not; leave it out"
+            )
+            raise UsageError(msg)
         options = resolve_options(options, files.declared)
         if contract is not None:
             check_options(contract, options)

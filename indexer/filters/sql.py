@@ -3,7 +3,8 @@
 A derived column is compared as it is, so that an index on it can serve the comparison. Columns hold true as 1, and
 SQLite orders every text above every number, so `json_type` guards a comparison, but only where the types that the
 documents have for the field could be confused. A leaf may be NULL for a missing field; AND and OR carry NULL the way
-they carry false, up to the next NOT, which is written IS NOT TRUE and thereby ends it.
+they carry false, up to the next NOT, which takes it for false and thereby ends it. It is not written IS NOT TRUE: where
+a field is called true, that asks for its column.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def compile_filter(filter: Filter, fields: Mapping[str, Field]) -> CompiledFilte
             return _join(" OR ", [compile_filter(part, fields) for part in parts])
         case Not(part):
             inner = compile_filter(part, fields)
-            return CompiledFilter(f"({inner.sql}) IS NOT TRUE", inner.parameters)
+            return CompiledFilter(f"NOT coalesce(({inner.sql}), 0)", inner.parameters)
         case Compare(name, comparison, operand):
             return _compare(_field(name, fields), comparison, operand)
         case OneOf(name, operands):

@@ -71,13 +71,16 @@ def backup_index(directory: Path, target: Path, on_progress: OnProgress = tell_n
         on_progress: told after each step.
 
     Raises:
-        UsageError: `target` holds something else.
+        UsageError: `target` holds something else, or lies in the index.
         IndexLockedError: another backup goes there.
         IndexCorruptError: the index is damaged; the copy is not complete.
         StorageError: the file system refused, or the copy does not read back as it should.
     """
     with closing(connect_reader(directory)):
         _check_free(target)
+    if target.resolve().is_relative_to(directory.resolve()):
+        msg = f"{target} lies in {directory}, which is an index and nothing else; give a directory beside it"
+        raise UsageError(msg)
     with storage_errors(target):
         make_directory(target)
     with writer_lock(target):

@@ -20,8 +20,8 @@ from indexer.progress import OnProgress, OnShare, Phase, Progress, part_of, tell
 from indexer.storage.database import check_place, connect_writer, stored_json, transaction, translated
 from indexer.storage.files import DATABASE, mend
 from indexer.storage.lock import writer_lock
-from indexer.storage.metadata import MetadataTable
-from indexer.storage.schema import create_derived
+from indexer.storage.metadata import MetadataTable, create_indexes, indexed_columns
+from indexer.storage.schema import create_derived, create_missing_indexes
 from indexer.storage.store import Store
 from indexer.storage.totals import count_totals, keep_totals
 from indexer.upkeep import asked_before, bring_generation_up_to_date
@@ -139,6 +139,10 @@ def _mend_generations(directory: Path, report: RepairReport, device: str | None,
 def _mend_database(path: Path, report: RepairReport, on_progress: OnProgress) -> None:
     """Make anew the SQL indexes, the derived metadata and the catalogue of fields, where they are wrong."""
     with translated(path), closing(connect_writer(path)) as sql:
+        with transaction(sql, path, "IMMEDIATE"):
+            made = create_missing_indexes(sql)
+        if made:
+            report.mended.append(f"{path}: the SQL index {', '.join(made)} was missing")
         if sql.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":
             with transaction(sql, path, "IMMEDIATE"):
                 sql.execute("REINDEX")
@@ -146,11 +150,13 @@ def _mend_database(path: Path, report: RepairReport, on_progress: OnProgress) ->
                 report.mended.append(f"{path}: the SQL indexes were made again")
         if _derived_is_wrong(sql, path, part_of(on_progress, Phase.CHECK, 0.0, _DERIVED_DONE)):
             with _commit(sql, path):
+                indexed = indexed_columns(sql)
                 create_derived(sql)
                 table = MetadataTable(sql)
                 for rows in _metadata(sql, path):
                     table.add(rows)
                 table.finish()
+                create_indexes(sql, indexed)
             report.mended.append(f"{path}: the derived metadata and the catalogue of fields were made again")
         if totals_problem(sql, path):
             with _commit(sql, path):

@@ -124,6 +124,12 @@ def create_indexes(connection: sqlite3.Connection, names: Sequence[str]) -> list
     return [name for name in names if name not in columns]
 
 
+def indexed_columns(connection: sqlite3.Connection) -> list[str]:
+    """Return the derived columns that have an SQL index."""
+    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
+    return [name for name in table_columns(connection) if f"metadata_{name}" in there]
+
+
 def selective_columns(connection: sqlite3.Connection) -> list[str]:
     """Return columns without an index that it would pay to index: few documents share a value, as for a user or a date.
 
@@ -145,9 +151,9 @@ def selective_columns(connection: sqlite3.Connection) -> list[str]:
     ).fetchall()
     shares = {name: _share_equal(values) for name, *values in zip(columns, *rows, strict=True)}
     chosen = sorted((share, name) for name, share in shares.items() if share is not None and share <= _MOST_MEETING)
-    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
-    new = [name for _, name in chosen if f"metadata_{name}" not in there]
-    return new[: max(_MAX_INDEXED - sum(f"metadata_{name}" in there for name in columns), 0)]
+    there = indexed_columns(connection)
+    new = [name for _, name in chosen if name not in there]
+    return new[: max(_MAX_INDEXED - len(there), 0)]
 
 
 def _share_equal(values: Sequence[object]) -> float | None:

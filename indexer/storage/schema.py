@@ -96,6 +96,10 @@ def _name(statement: str) -> str:
     return statement.split()[2]
 
 
+def _table(index: str) -> str:
+    return index.split()[4]
+
+
 def _normal(statement: str) -> str:
     return " ".join(statement.split())
 
@@ -106,6 +110,18 @@ def create_derived(connection: sqlite3.Connection) -> None:
         if _name(statement) in {"metadata", "fields"}:
             connection.execute(f"DROP TABLE IF EXISTS {_name(statement)}")
             connection.execute(statement)
+
+
+def create_missing_indexes(connection: sqlite3.Connection) -> list[str]:
+    """Make those SQL indexes of the format that are not there, and return their names; in the caller's transaction."""
+    query = "SELECT name FROM sqlite_master WHERE type IN ('table', 'index')"
+    there = {name for (name,) in connection.execute(query)}
+    made = []
+    for statement in _TABLES:
+        if statement.startswith("CREATE INDEX") and _name(statement) not in there and _table(statement) in there:
+            connection.execute(statement)
+            made.append(_name(statement))
+    return made
 
 
 def migrate(connection: sqlite3.Connection) -> None:

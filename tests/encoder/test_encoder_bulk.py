@@ -142,6 +142,11 @@ def test_a_vector_does_not_depend_on_its_neighbours(
     np.testing.assert_allclose(together, alone, atol=tolerance)
 
 
+def test_a_revision_of_a_model_that_is_not_of_the_hub_is_refused(minilm: str) -> None:
+    with pytest.raises(UsageError, match="--revision v1 names a state of a model of the hub"):
+        BulkEncoder.load(options(minilm, revision="v1"))
+
+
 def test_bfloat16_keeps_the_vectors_of_real_texts(minilm: str, cranfield_texts: list[str]) -> None:
     texts = cranfield_texts[:8]
     exact = BulkEncoder.load(options(minilm)).encode(texts)
