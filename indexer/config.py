@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from indexer.errors import UsageError
 
@@ -126,6 +127,15 @@ class ReadOptions:
     text_fields: tuple[str, ...] = ("text",)
     id_field: str | None = None
     columns: tuple[str, ...] | None = None
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> ReadOptions:
+        """Return the options that an index records."""
+        return cls(
+            text_fields=tuple(stored["text_fields"]),
+            id_field=stored["id_field"],
+            columns=tuple(stored["columns"]) if stored["columns"] else None,
+        )
 
     def __post_init__(self) -> None:
         """Refuse empty and repeated names."""

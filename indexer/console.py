@@ -53,7 +53,6 @@ class ProgressDisplay:
             )
             self._task = _begin(self._bar)
         self._phase: Phase | None = None
-        self._completed = 0.0
         self._points: list[tuple[float, int, int]] = []
         self._last_line_s = time.monotonic()
 
@@ -77,10 +76,9 @@ class ProgressDisplay:
         is_new = progress.phase is not self._phase
         if self._bar is not None:
             completed = progress.fraction or 0.0
-            if is_new or completed < self._completed:  # to rich what was full once is finished for good
+            if is_new or completed < self._bar.tasks[0].completed:  # to rich what was full once is finished for good
                 self._bar.remove_task(self._task)
                 self._task = _begin(self._bar)
-            self._completed = completed
             known = progress.fraction is not None and progress.phase in _MEASURED
             self._bar.update(
                 self._task,

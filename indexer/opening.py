@@ -54,14 +54,10 @@ def read_recorded(directory: Path) -> Recorded | None:
     except IndexNotFoundError:
         return None
     with closing(reader):
-        read, snapshot = reader.setting("read"), reader.snapshot()
+        snapshot = reader.snapshot()
         return Recorded(
             Contract.from_json(reader.setting("contract")),
-            ReadOptions(
-                text_fields=tuple(read["text_fields"]),
-                id_field=read["id_field"],
-                columns=tuple(read["columns"]) if read["columns"] else None,
-            ),
+            ReadOptions.from_json(reader.setting("read")),
             snapshot.layout.dtype,
             snapshot.n_rows,
         )

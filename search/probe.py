@@ -172,12 +172,7 @@ def _of_source(
 
 
 def _read_tests(reader: SnapshotReader, field: str, tests: Source) -> tuple[list[str], list[str], int]:
-    read = reader.setting("read")
-    options = ReadOptions(
-        text_fields=tuple(read["text_fields"]),
-        id_field=read["id_field"],
-        columns=tuple(read["columns"]) if read["columns"] else None,
-    )
+    options = ReadOptions.from_json(reader.setting("read"))
     texts, labels, skipped = [], [], []
     with closing(
         read_corpus([tests], options, on_skip=lambda place, *_: skipped.append(place), columns_fit_all=False)

@@ -59,7 +59,8 @@ def compact_index(directory: Path, on_progress: OnProgress = tell_nobody) -> Com
         dropped = store.n_dead()
         if dropped:
             with VectorReader(store.directory, store.vector_file, store.layout, store.n_rows) as vectors:
-                rewrite_vectors(store, live_rows(vectors, store.blocks(), store.live_slots()), on_progress)
+                live = store.live_slots()
+                rewrite_vectors(store, live_rows(vectors, store.blocks(), live), len(live), on_progress)
         store.give_back_pages(_VACUUM_PAGES)
         warnings = bring_generation_up_to_date(store, asked, on_progress)
         counts = store.counts()
@@ -73,18 +74,19 @@ def compact_index(directory: Path, on_progress: OnProgress = tell_nobody) -> Com
     )
 
 
-def rewrite_vectors(store: Store, parts: Iterable[NDArray[np.generic]], on_progress: OnProgress) -> None:
+def rewrite_vectors(store: Store, parts: Iterable[NDArray[np.generic]], n_rows: int, on_progress: OnProgress) -> None:
     """Let the index name a new vector file with the rows of its live slots, in their order and without a gap.
 
     Args:
         store: the index.
         parts: the rows as they are stored, (n, d) each.
-        on_progress: told after each of them.
+        n_rows: how many they are in all.
+        on_progress: told after each part.
     """
     name = create_vector_file(store.directory, store.layout)
     try:
         with closing(VectorWriter(store.directory, name, store.layout)) as writer:
-            blocks = _write(writer, parts, store.counts()["passages"], part_of(on_progress, Phase.COPY))
+            blocks = _write(writer, parts, n_rows, part_of(on_progress, Phase.COPY))
     except BaseException:
         discard(store.directory / name)  # no commit can have named it
         raise
@@ -121,6 +123,6 @@ def _write(
     for rows in parts:
         blocks.append((n_rows, len(rows), writer.write(n_rows, rows)))
         n_rows += len(rows)
-        on_share(min(n_rows / max(n_expected, 1), 1.0))
+        on_share(n_rows / n_expected)
     writer.sync()
     return blocks

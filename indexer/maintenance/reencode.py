@@ -77,7 +77,8 @@ def mend_vectors(
         contract = Contract.from_json(store.setting("contract"))
         encoder = load_encoder(options, contract=contract)
         check_canaries(store.canaries(), encoder)
-    rewrite_vectors(store, _rows(store, damage, encoder), on_progress)
+    live = store.live_slots()
+    rewrite_vectors(store, _rows(store, live, damage, encoder), len(live), on_progress)
 
 
 def _what_is_there(store: Store) -> tuple[VectorReader | None, str]:
@@ -94,8 +95,9 @@ def _what_is_there(store: Store) -> tuple[VectorReader | None, str]:
         return None, str(error)
 
 
-def _rows(store: Store, damage: Damage, encoder: TextEncoder | None) -> Iterator[NDArray[np.generic]]:
-    live = store.live_slots()
+def _rows(
+    store: Store, live: NDArray[np.int64], damage: Damage, encoder: TextEncoder | None
+) -> Iterator[NDArray[np.generic]]:
     vectors, _ = _what_is_there(store)
     with vectors or nullcontext():
         for block in store.blocks():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -163,8 +163,8 @@ def _broken_rules(sql: sqlite3.Connection, path: Path) -> Iterator[str]:
             yield f"{path}: {abs(n)} {meaning}"
 
 
-def _walk(sql: sqlite3.Connection, path: Path, query: str, on_share: OnShare, end: int) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of a query, whose first column ascends to `end` and is `?` there, a few in each transaction."""
+def _walk(sql: sqlite3.Connection, path: Path, query: str, on_row: Callable[[int], None]) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a query, whose first column ascends and is `?` there, a few in each transaction."""
     last = -1
     while True:
         with transaction(sql, path):
@@ -173,24 +173,23 @@ def _walk(sql: sqlite3.Connection, path: Path, query: str, on_share: OnShare, en
             return
         yield from rows
         last = rows[-1][0]
-        on_share(_share(last, end))
+        on_row(last)
 
 
-def _highest(sql: sqlite3.Connection, path: Path, column: str, table: str) -> int:
+def _up_to_highest(
+    sql: sqlite3.Connection, path: Path, column: str, table: str, on_share: OnShare
+) -> Callable[[int], None]:
+    """Return what tells, of a number in a column, how far the pass over the table is that has come to it."""
     with transaction(sql, path):
         highest: int = sql.execute(f"SELECT coalesce(max({column}), 0) FROM {table}").fetchone()[0]
-    return highest
-
-
-def _share(last: int, end: int) -> float:
-    return min(last / end, 1.0) if end else 1.0
+    return lambda last: on_share(min(last / max(highest, 1), 1.0))
 
 
 def _changed_documents(sql: sqlite3.Connection, path: Path, on_share: OnShare) -> Iterator[str]:
     """Compare every document with its hash."""
     query = "SELECT row_id, id, text, metadata, content_hash FROM documents WHERE row_id > ? ORDER BY row_id"
-    end = _highest(sql, path, "row_id", "documents")
-    for _, id_, text, stored, content_hash in _walk(sql, path, query, on_share, end):
+    on_row = _up_to_highest(sql, path, "row_id", "documents", on_share)
+    for _, id_, text, stored, content_hash in _walk(sql, path, query, on_row):
         metadata = _metadata(stored)
         if metadata is not None and Document(id_, text, metadata, Place("", 0)).content_hash() != content_hash:
             yield f"{path}: text or metadata of document {id_!r} are not those that were indexed"
@@ -212,7 +211,7 @@ def derived_problems(sql: sqlite3.Connection, path: Path, on_share: OnShare) -> 
     The catalogue is not compared when a commit comes meanwhile.
     """
     counts: Counter[tuple[str, str]] = Counter()
-    end = _highest(sql, path, "row_id", "documents")
+    on_row = _up_to_highest(sql, path, "row_id", "documents", on_share)
     last, seqs = -1, set()
     while True:
         with transaction(sql, path):
@@ -230,7 +229,7 @@ def derived_problems(sql: sqlite3.Connection, path: Path, on_share: OnShare) -> 
                 yield f"{path}: the derived metadata of document {id_!r} are not those of its JSON"
             counts.update((name, json_type(value)) for name, value in metadata.items())
         last = rows[-1][0]
-        on_share(_share(last, end))
+        on_row(last)
     if len(seqs) == 1:
         for name in sorted({key[0] for key, _ in counts.items() ^ catalogue.items()}):
             yield f"{path}: the catalogue is wrong about the field {name!r}"
@@ -247,9 +246,9 @@ def _metadata(stored: str) -> dict[str, JsonValue] | None:
 def _changed_passages(sql: sqlite3.Connection, path: Path, on_share: OnShare) -> Iterator[str]:
     query = """SELECT p.slot, d.id, d.text, p.char_start, p.char_end, p.text_key
         FROM passages AS p JOIN documents AS d ON d.row_id = p.document WHERE p.slot > ? ORDER BY p.slot"""
-    end = _highest(sql, path, "slot", "passages")
-    for _, id_, text, char_start, char_end, key in _walk(sql, path, query, on_share, end):
-        if text_key(text[char_start:char_end]) != key:
+    on_row = _up_to_highest(sql, path, "slot", "passages", on_share)
+    for _, id_, text, start, end, key in _walk(sql, path, query, on_row):
+        if text_key(text[start:end]) != key:
             yield f"{path}: the text of document {id_!r} is not the one that was encoded"
 
 
