@@ -15,7 +15,7 @@ from indexer.config import EncoderOptions, IfExists, OnError, ReadOptions, Vecto
 from indexer.corpus import Source, check_sources, read_corpus, source_name
 from indexer.documents import Document, Place, is_storable
 from indexer.errors import ContractError, CorpusError, IndexNotFoundError, UsageError
-from indexer.ingest import COMMIT_SECONDS, COMMIT_TEXTS, Ingest, TextEncoder, heap_set_aside
+from indexer.ingest import COMMIT_SECONDS, COMMIT_TEXTS, WINDOW_CHARACTERS, Ingest, TextEncoder, heap_set_aside
 from indexer.opening import (
     REJECTS,
     TextEncoderLoader,
@@ -138,6 +138,10 @@ def run_build(
     return report
 
 
+def _is_full(n_documents: int, n_characters: int) -> bool:
+    return n_documents >= COMMIT_TEXTS or n_characters >= WINDOW_CHARACTERS
+
+
 def _index_fields(store: Store, names: Sequence[str]) -> list[str]:
     unknown = store.index_fields(names)
     return [f"--index-field {name}: no scalar field of this name has a column; it was not indexed" for name in unknown]
@@ -231,17 +235,21 @@ class _Run:
             end = None if place is None else part[0] + place * part[1]
             self._ingest.take(window, source, self._teller(len(window), start, end))
             self.n_documents += len(window)
-            if len(window) < COMMIT_TEXTS:  # a source that is slow, or at its end
+            if not _is_full(
+                len(window), sum(len(document.text) for document in window)
+            ):  # a source that is slow, or at its end
                 self._ingest.drain()
         self._ingest.drain()
 
     def _next_window(self, documents: Iterator[Document]) -> list[Document]:
         window: list[Document] = []
+        n_characters = 0
         deadline_s = time.monotonic() + COMMIT_SECONDS
         with self._watch.stage("read"):
             for document in documents:
                 window.append(document)
-                if len(window) >= COMMIT_TEXTS or time.monotonic() >= deadline_s:
+                n_characters += len(document.text)
+                if _is_full(len(window), n_characters) or time.monotonic() >= deadline_s:
                     break
         return window
 

@@ -24,7 +24,11 @@ from indexer.storage.store import Store
 
 COMMIT_TEXTS = 2_048
 COMMIT_SECONDS = 2.0
+# Two windows are held at a time; a character takes up to 4 bytes.
+WINDOW_CHARACTERS = 1 << 24
 FIRST_GROUP_PASSAGES = 64
+# While it is cut into passages, a character takes some 30 bytes.
+_CUT_CHARACTERS = 1 << 20
 
 
 class TextEncoder(Protocol):
@@ -204,6 +208,10 @@ class Ingest:
         reason = f"id {document.id[:80]!r} stands twice with different content, {where}; give each record its own id"
         self._refuse(document.place, reason)
 
+    def _warn(self, warning: str) -> None:
+        if warning not in self._report.warnings:
+            self._report.warnings.append(warning)
+
     def _refuse(self, place: Place, reason: str) -> None:
         error = CorpusError(place.source, place.line, reason)
         if self._on_reject is None:
@@ -219,18 +227,28 @@ class Ingest:
         if self._encoder.contract.chunk_tokens is None:
             yield self._start(window, fresh, [(None,)] * len(fresh))
             return
-        start = 0
-        spans = self._encoder.passages([item.document.text for item in fresh])
-        while True:
-            stop = min(start + 1, len(fresh))
-            n_passages = sum(map(len, spans[start:stop]))
-            while stop < len(fresh) and n_passages + len(spans[stop]) <= self._group_passages:
-                n_passages += len(spans[stop])
-                stop += 1
-            yield self._start(window, fresh[start:stop], spans[start:stop])
-            if stop == len(fresh):
-                return
-            start = stop
+        items: list[Pending] = []
+        spans: list[list[tuple[int, int]]] = []
+        for item, cut in self._cut(fresh):
+            if items and sum(map(len, spans)) + len(cut) > self._group_passages:
+                yield self._start(window, items, spans)
+                items, spans = [], []
+            items.append(item)
+            spans.append(cut)
+        yield self._start(window, items, spans)
+
+    def _cut(self, fresh: Sequence[Pending]) -> Iterator[tuple[Pending, list[tuple[int, int]]]]:
+        """Yield documents with their passages, cut some at a time."""
+        some: list[Pending] = []
+        for item in fresh:
+            some.append(item)
+            if sum(len(each.document.text) for each in some) >= _CUT_CHARACTERS:
+                yield from self._with_passages(some)
+                some = []
+        yield from self._with_passages(some)
+
+    def _with_passages(self, items: Sequence[Pending]) -> Iterator[tuple[Pending, list[tuple[int, int]]]]:
+        return zip(items, self._encoder.passages([item.document.text for item in items]), strict=True)
 
     def _start(
         self,
@@ -264,6 +282,11 @@ class Ingest:
             twins = list(self._store.twins(list(fresh)).items())
             vectors = self._store.vectors(np.array([twin.slot for _, twin in twins], np.int64))
         for (text, twin), vector in zip(twins, vectors, strict=True):
+            if np.isnan(vector[0]):
+                self._warn(
+                    f"a vector is damaged, its text was encoded anew; run: index verify {self._store.directory} --deep"
+                )
+                continue
             sharing = fresh.pop(text)
             self._report.duplicates += len(sharing)
             for item, passage in sharing:

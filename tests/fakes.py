@@ -58,6 +58,7 @@ class FakeEncoder:
         self.seconds = {"tokenize": 0.0, "encode": 0.0}
         self.texts: list[str] = []
         self.batch = batch
+        self.is_closed = False
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return np.stack([fake_vector(text) for text in texts])
@@ -75,7 +76,8 @@ class FakeEncoder:
     encode_queries = encode
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Note it; nothing is kept open."""
+        self.is_closed = True
 
     def passages(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Cut a text into passages of `chunk_tokens` words."""

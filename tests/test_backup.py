@@ -25,6 +25,7 @@ from indexer.errors import (
 from indexer.maintenance.backup import backup_index
 from indexer.maintenance.compact import compact_index
 from indexer.maintenance.verify import verify_index
+from indexer.progress import Phase, Progress
 from indexer.storage.lock import writer_lock
 
 QUERIES = ["text number 3", "something else"]
@@ -105,8 +106,20 @@ def test_damaged_vectors_are_found_and_no_index_is_left(index: tuple[Path, Oracl
 def test_a_damaged_text_is_found(index: tuple[Path, Oracle], tmp_path: Path) -> None:
     out, _ = index
     sql(out, "UPDATE documents SET text = 'another' WHERE id = 'd3'")
-    with pytest.raises(StorageError, match=r"is not sound: .*document 'd3'"):
+    with pytest.raises(StorageError, match=r"not sound.*: .*/index/index\.db: .*document 'd3'"):
         backup_index(out, tmp_path / "copy")
+    assert {path.name for path in (tmp_path / "copy").iterdir()} <= {"writer.lock"}
+
+
+def test_it_is_no_index_before_it_was_checked(index: tuple[Path, Oracle], tmp_path: Path) -> None:
+    out, _ = index
+    seen = set()
+
+    def look(progress: Progress) -> None:
+        seen.add((progress.phase, (tmp_path / "copy" / "index.db").exists()))
+
+    backup_index(out, tmp_path / "copy", look)
+    assert seen == {(Phase.COPY, False), (Phase.CHECK, False)}
 
 
 def test_a_target_inside_the_index_is_refused(index: tuple[Path, Oracle]) -> None:

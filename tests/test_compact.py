@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 from unittest.mock import patch
 
@@ -14,10 +15,12 @@ from indexes import Oracle, build, flip_byte, only, records, searching, sql
 
 from indexer import Index
 from indexer.delete import delete_documents
-from indexer.errors import IndexCorruptError, IndexLockedError, StorageError
+from indexer.errors import IndexCorruptError, IndexLockedError, IndexNotFoundError, StorageError
 from indexer.maintenance.compact import compact_index
 from indexer.maintenance.verify import verify_index
 from indexer.storage.lock import writer_lock
+from indexer.storage.snapshot import SnapshotReader
+from indexer.storage.store import Store
 from search import Searcher
 
 QUERIES = ["text number 3", "text number 17", "something else"]
@@ -184,3 +187,35 @@ def test_blocks_of_single_documents_are_joined(tmp_path: Path) -> None:
     with Searcher.open(tmp_path) as searcher:
         assert searcher._view.vectors.rows(searcher._view.snapshot.dead).shape == (0, 16)
         assert fake_vector("text number 1") @ searcher._view.vectors.rows([0])[0] == pytest.approx(1, abs=1e-3)
+
+
+def test_a_directory_that_is_no_index_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(IndexNotFoundError, match="is not an index"):
+        compact_index(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_reader_that_keeps_the_free_pages_costs_no_more(
+    index: tuple[Path, Oracle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, oracle = index
+    give_back = Store.give_back_pages
+
+    def beside_a_reader(store: Store, step: int) -> bool:
+        with closing(SnapshotReader(out)) as reader, reader.transaction():
+            return give_back(store, step)
+
+    monkeypatch.setattr("indexer.storage.database.BUSY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(Store, "give_back_pages", beside_a_reader)
+    for i in range(20):  # so that there are free pages
+        build(out, [{"id": f"long{i}", "text": f"{i} " * 5_000}], adds=True)
+    delete_documents(out, [f"long{i}" for i in range(20)])
+    (warning,) = compact_index(out).warnings
+    assert "compact again" in warning
+    assert only(out, "gen-*")
+    check(out, oracle)
+    monkeypatch.setattr(Store, "give_back_pages", give_back)
+    report = compact_index(out)
+    assert report.warnings == ()
+    assert report.bytes_after < report.bytes_before

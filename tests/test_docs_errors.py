@@ -111,6 +111,12 @@ class World:
         flip_byte(only(self.index(), "vectors-*"), -1)
         return self.folder / "my.index"
 
+    def hard_linked(self) -> Path:
+        index = self.index()
+        (vectors,) = index.glob("vectors-*")
+        (self.folder / "elsewhere").hardlink_to(vectors)
+        return index
+
     def linked(self) -> Path:
         database = self.index() / "index.db"
         database.rename(self.folder / "elsewhere")
@@ -230,6 +236,7 @@ CASES: dict[str, Callable[[World], Command]] = {
     "damage that `repair` cannot mend": lambda w: ["repair", w.damaged()],
     "a view or trigger in the database": lambda w: w.after_sql("CREATE VIEW evil AS SELECT 1", w.query()),
     "a link where a file should be": lambda w: ["query", w.linked(), "a cat"],
+    "a vector file with other names (hard links)": lambda w: ["delete", w.hard_linked(), "one"],
     "an index from elsewhere that is not sound": lambda w: ["import", w.damaged()],
     "a backup to a directory with something in it": lambda w: [
         *("backup", w.index(), w.file(LINES, "full/corpus.jsonl").parent)

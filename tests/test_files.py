@@ -10,6 +10,7 @@ import pytest
 
 from indexer.errors import IndexCorruptError, StorageError
 from indexer.storage.files import (
+    directory_bytes,
     discard,
     is_own_name,
     make_directory,
@@ -109,3 +110,13 @@ def test_a_file_that_cannot_be_removed_stays_without_an_error(tmp_path: Path) ->
     for name in ("directory", "file", "nothing"):
         discard(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["directory"]
+
+
+def test_a_file_that_goes_while_sizes_are_added_up_counts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(bytes(7))
+    (tmp_path / "folder").mkdir()
+    there = [*tmp_path.iterdir(), tmp_path / "gone"]
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(there))
+    assert directory_bytes(tmp_path) == 7

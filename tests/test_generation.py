@@ -231,3 +231,17 @@ def test_auto_becomes_a_kind_that_says_whether_it_is_exact() -> None:
     assert choose_recipe(AnnOptions(), N, DIM, VectorDtype.F16).kind is Kind.FLAT
     assert Kind.FLAT.is_exact
     assert not Kind.AUTO.is_exact
+
+
+def test_the_reading_limits_of_faiss_are_those_of_the_process_again(index: Path) -> None:
+    faiss = pytest.importorskip("faiss")
+
+    def limits() -> tuple[int, int]:
+        return faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+
+    before = limits()
+    Generation(index, row_of(index), DIM)
+    flip_byte(only(index, "gen-*"), 5)
+    with pytest.raises(IndexCorruptError):
+        Generation(index, row_of(index), DIM)
+    assert limits() == before

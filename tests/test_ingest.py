@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeBatch, FakeEncoder
+from fakes import FakeBatch, FakeEncoder, fake_vector
 from hypothesis import given
 from hypothesis import strategies as st
-from indexes import Oracle, build, records, searching, sql
+from indexes import Oracle, build, flip_byte, only, records, searching, sql
 
 import indexer.build
 import indexer.ingest
@@ -197,6 +197,45 @@ def test_a_slow_source_is_committed_as_it_comes(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("time.monotonic", lambda: now_s)
     build(tmp_path, slow())
     assert commits(tmp_path) == [3, 3, 3]
+
+
+def test_long_texts_make_smaller_windows_and_still_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (indexer.ingest, indexer.build):
+        monkeypatch.setattr(module, "WINDOW_CHARACTERS", 100)
+    build(tmp_path, [{"id": str(i), "text": f"{i:030d}"} for i in range(10)])
+    assert commits(tmp_path) == [4, 4, 2]
+
+
+def test_documents_are_cut_into_passages_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    class Counting(FakeEncoder):
+        def passages(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+            sizes.append(len(texts))
+            return super().passages(texts)
+
+    monkeypatch.setattr(indexer.ingest, "_CUT_CHARACTERS", 100)
+    source = [{"id": str(i), "text": f"{i:030d} more"} for i in range(10)]
+    build(tmp_path, source, encoder=Counting(chunk_tokens=1))
+    assert sizes == [3, 3, 3, 1]
+    assert sql(tmp_path, "SELECT count(*) FROM passages") == [(20,)]
+    assert verify_index(tmp_path, deep=True) == []
+
+
+def test_a_damaged_vector_is_not_copied(tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    build(out, records(10))
+    build(out, records(20), adds=True)
+    flip_byte(only(out, "vectors-*"), 4096 + 3 * 32)  # of d3
+    again = [{"id": f"again{i}", "text": f"text number {i}"} for i in (3, 4, 15)]
+    report = build(out, again, encoder=(encoder := FakeEncoder()), adds=True)
+    assert sorted(encoder.texts) == ["text number 3", "text number 4"]  # those of the damaged block
+    assert report.duplicates == 1
+    (warning,) = report.warnings
+    assert "index verify" in warning
+    found = stored(out)
+    for i in (3, 4, 15):
+        assert found[f"again{i}"] == fake_vector(f"text number {i}").astype("<f2").tobytes()
 
 
 def test_slots_follow_the_order_of_the_source_although_batches_go_by_length(tmp_path: Path) -> None:

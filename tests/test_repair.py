@@ -14,7 +14,8 @@ from indexes import Oracle, build, flip_byte, only, records, searching, sql
 
 from indexer import Index
 from indexer.delete import delete_documents
-from indexer.errors import EncoderError, IndexLockedError, IndexNotFoundError
+from indexer.errors import EncoderError, IndexFormatError, IndexLockedError, IndexNotFoundError
+from indexer.maintenance.compact import compact_index
 from indexer.maintenance.repair import RepairReport, repair_index
 from indexer.maintenance.verify import verify_index
 from indexer.storage.lock import writer_lock
@@ -262,3 +263,28 @@ def test_there_must_be_an_index_and_no_other_writer(index: Path, tmp_path: Path)
         repair(index)
     assert Index(index).repair().left == []
     assert fake_vector("x").shape == (DIM,)
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("PRAGMA user_version = 2", "has format 2"),
+        ("PRAGMA application_id = 7", "another application"),
+    ],
+)
+def test_a_newer_format_and_a_database_of_others_are_left_alone(statement: str, reason: str, index: Path) -> None:
+    sql(index, statement)
+    sql(index, "DELETE FROM metadata WHERE document = 3")
+    (index / "writer.lock").unlink()
+    before = {path.name: path.read_bytes() for path in index.iterdir()}
+    for mend in (repair, compact_index):
+        with pytest.raises(IndexFormatError, match=reason):
+            mend(index)
+        assert {path.name: path.read_bytes() for path in index.iterdir()} == before
+
+
+def test_the_encoder_of_a_repair_is_closed(index: Path) -> None:
+    encoder = FakeEncoder()
+    flip_byte(only(index, "vectors-*"), -1)
+    assert repair(index, encode_damaged=True, encoder=encoder).left == []
+    assert encoder.is_closed

@@ -305,7 +305,7 @@ def test_the_next_writer_removes_strays_of_ours_and_nothing_else(store: Store) -
 def test_a_creation_that_was_cut_off_does_not_stand_in_the_way_of_another(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash(*_: object) -> None:
+    def crash(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

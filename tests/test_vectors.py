@@ -190,3 +190,16 @@ def test_an_empty_file_has_no_rows_and_no_blocks(tmp_path: Path) -> None:
     with VectorReader(tmp_path, create_vector_file(tmp_path, layout), layout, 0) as reader:
         assert reader.rows(np.empty(0, np.int64)).shape == (0, DIM)
         assert list(reader.blocks(0, 0)) == []
+
+
+@pytest.mark.parametrize("what", ["another file", "a link"])
+def test_a_writer_cuts_nothing_off_a_file_that_is_not_the_one(what: str, tmp_path: Path) -> None:
+    name, layout, _ = filled(tmp_path, 10)
+    if what == "a link":
+        (tmp_path / "elsewhere").hardlink_to(tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(bytes(50_000))
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(IndexCorruptError, match=r"hard links|another index"):
+        VectorWriter(tmp_path, name, layout)
+    assert (tmp_path / name).read_bytes() == before

@@ -231,10 +231,20 @@ def _read(path: Path, n_bytes: int, *, is_mapped: bool) -> Any:  # noqa: ANN401 
     if is_mapped:
         flags |= faiss.IO_FLAG_MMAP_IFC
     with _reading:
-        # A crafted file may announce more than it holds; nothing in a file is larger than the file.
-        faiss.set_deserialization_vector_byte_limit(n_bytes)
-        faiss.set_deserialization_loop_limit(n_bytes)
-        return faiss.read_index(str(path), flags)
+        # A crafted file may announce more than it holds; nothing in a file is larger than the file. The limits are
+        # those of the process, in which others may read files of theirs.
+        limits = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+        _limit_reading(n_bytes, n_bytes)
+        try:
+            return faiss.read_index(str(path), flags)
+        finally:
+            _limit_reading(*limits)
+
+
+def _limit_reading(n_bytes: int, n_loops: int) -> None:
+    faiss = load_faiss()
+    faiss.set_deserialization_vector_byte_limit(n_bytes)
+    faiss.set_deserialization_loop_limit(n_loops)
 
 
 def _copies(row: GenerationRow) -> int:

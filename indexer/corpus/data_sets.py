@@ -142,7 +142,7 @@ def named_parts(name: DataSetName) -> list[Part]:
             found = datasets.load_from_disk(str(path))
         else:
             found = datasets.load_dataset(str(path or name.name), name.config, split=name.split, streaming=True)
-    except _load_errors() as error:
+    except _open_errors() as error:
         raise CorpusError(str(name), None, f"cannot be opened: {_first_line(error)}") from error
     if saved and name.split is not None:
         if not isinstance(found, Mapping) or name.split not in found:
@@ -165,7 +165,7 @@ def saved_parts(path: Path) -> list[Part]:
 
     try:
         found = datasets.load_from_disk(str(path))
-    except _load_errors() as error:
+    except _open_errors() as error:
         raise CorpusError(str(path), None, f"cannot be opened: {_first_line(error)}") from error
     return data_set_parts(found, str(path), guard=True)
 
@@ -242,6 +242,11 @@ def _check_hub(name: DataSetName) -> None:
             f"data set first: datasets.load_dataset({name.name!r}).save_to_disk('FOLDER'), then name hf:FOLDER"
         )
         raise CorpusError(str(name), None, reason) from error
+
+
+def _open_errors() -> tuple[type[Exception], ...]:
+    """Return what opening a data set raises when it cannot be had, or would need a script to be run."""
+    return (*_load_errors(), RuntimeError)
 
 
 def _load_errors() -> tuple[type[Exception], ...]:

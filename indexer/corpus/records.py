@@ -9,7 +9,7 @@ from types import NoneType
 from typing import cast
 
 from indexer.config import ReadOptions
-from indexer.corpus.parts import BadRecordError
+from indexer.corpus.parts import MAX_RECORD_BYTES, SIZE_LIMIT_TEXT, BadRecordError
 from indexer.documents import CANONICAL_JSON, Document, JsonValue, Place
 
 ID_FIELDS = ("id", "_id", "doc_id")
@@ -68,8 +68,10 @@ class DocumentMaker:
         id_field, id_ = self._id(record)
         metadata: dict[str, JsonValue] = {}
         single = self._single
+        n_characters = len(text)
         for name, value in record.items():
             if type(value) is str:
+                n_characters += len(value)
                 if not value.isascii() or "\0" in value:
                     check_text(value, name)
                 if name != single and name != id_field:
@@ -78,7 +80,10 @@ class DocumentMaker:
                 check_text(text, name)
             elif name != id_field:
                 metadata[name] = _json_value(value, name, 1)
-        return Document(id_ or _hash(metadata, single, text), text, metadata, place)
+        document = Document(id_ or _hash(metadata, single, text), text, metadata, place)
+        if n_characters > MAX_RECORD_BYTES // 8:  # a character takes up to 4 bytes, or 6 where JSON escapes it
+            _check_size(document)
+        return document
 
     def id_of(self, found: object) -> str | None:
         """Return the id that a record without text has nevertheless, None when it has none of its own."""
@@ -235,6 +240,14 @@ def _check_name(name: str) -> None:
     except BadRecordError as error:
         msg = f"the name of a field cannot be used: {error}"
         raise BadRecordError(msg) from error
+
+
+def _check_size(document: Document) -> None:
+    """Refuse what the readers of text files refuse, and SQLite could not hold."""
+    for part in (document.text, document.metadata_json()):
+        if len(part.encode()) > MAX_RECORD_BYTES:
+            msg = f"the record is longer than {SIZE_LIMIT_TEXT}"
+            raise BadRecordError(msg)
 
 
 def _hash(metadata: dict[str, JsonValue], text_field: str | None, text: str) -> str:

@@ -34,7 +34,7 @@ from indexer.storage.files import (
 )
 from indexer.storage.generations import GenerationRow
 from indexer.storage.lock import writer_lock
-from indexer.storage.snapshot import Snapshot, SnapshotReader, read_snapshot
+from indexer.storage.snapshot import Snapshot, SnapshotReader, read_blocks, read_snapshot
 from indexer.storage.vectors import Block, VectorReader
 
 logger = logging.getLogger(__name__)
@@ -89,21 +89,16 @@ def backup_index(directory: Path, target: Path, on_progress: OnProgress = tell_n
         temporary = target / new_name("backup", "tmp")
         try:
             snapshot = _copy_files(directory, target, temporary, on_progress)
+            _check(directory, target, temporary, on_progress)
             with storage_errors(target):
                 sync_directory(target)
                 temporary.rename(target / DATABASE)
                 sync_directory(target)
-            problems = verify_index(target, deep=True, generations=False, on_progress=on_progress)
         except BaseException:
             with suppress(StorageError):  # the next backup tries again
                 _withdraw(target, temporary)
                 _clear(target)
             raise
-    if problems:
-        msg = (
-            f"the copy at {target} is not sound: {problems[0]}; do not rely on it, run: index verify {directory} --deep"
-        )
-        raise StorageError(msg)
     with closing(SnapshotReader(target)) as copy:
         n_documents = copy.totals().documents
     return BackupReport(
@@ -134,8 +129,16 @@ def _is_unfinished(name: str) -> bool:
     return _UNFINISHED.fullmatch(name) is not None
 
 
+def _check(directory: Path, target: Path, temporary: Path, on_progress: OnProgress) -> None:
+    problems = verify_index(target, deep=True, generations=False, database=temporary.name, on_progress=on_progress)
+    if problems:
+        problem = problems[0].replace(str(temporary), str(directory / DATABASE))
+        msg = f"the copy was not sound, and is gone: {problem}; run: index verify {directory} --deep"
+        raise StorageError(msg)
+
+
 def _withdraw(target: Path, temporary: Path) -> None:
-    """Give the database of a copy that was not checked to its end the name of one that is unfinished."""
+    """Give the database of a copy whose name may not be durable the name of one that is unfinished."""
     with storage_errors(target):
         if (target / DATABASE).exists():
             (target / DATABASE).rename(temporary)
@@ -167,7 +170,7 @@ def _copy_files(directory: Path, target: Path, temporary: Path, on_progress: OnP
                 vectors = VectorReader(directory, snapshot.vector_file, snapshot.layout, snapshot.n_rows)
             except FileNotFoundError:
                 continue
-            blocks = sql.execute("SELECT first_slot, n_rows, crc32 FROM blocks ORDER BY first_slot").fetchall()
+            blocks = read_blocks(sql)
             with vectors:
                 on_share = part_of(on_progress, Phase.COPY, _DATABASE_DONE, _VECTORS_DONE)
                 _copy_vectors(vectors, blocks, target / snapshot.vector_file, on_share)

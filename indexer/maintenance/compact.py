@@ -14,6 +14,7 @@ from indexer.ann.index import require_faiss
 from indexer.progress import OnProgress, OnShare, Phase, part_of, tell_nobody
 from indexer.storage.files import directory_bytes, discard
 from indexer.storage.lock import writer_lock
+from indexer.storage.snapshot import SnapshotReader
 from indexer.storage.store import Store
 from indexer.storage.vectors import Block, VectorReader, VectorWriter, create_vector_file
 from indexer.upkeep import asked_before, bring_generation_up_to_date
@@ -50,10 +51,10 @@ def compact_index(directory: Path, on_progress: OnProgress = tell_nobody) -> Com
     Raises:
         IndexLockedError: another writer holds the index.
         IndexCorruptError: a vector that would have to be copied is damaged; nothing was changed.
-        StorageError: the file system refused; the index is as it was, or compacted without its free pages given back.
+        StorageError: the file system refused; the index is as it was, or compacted but for its free pages.
     """
     require_faiss()
-    with writer_lock(directory), closing(Store.open(directory)) as store:
+    with closing(SnapshotReader(directory)), writer_lock(directory), closing(Store.open(directory)) as store:
         bytes_before = directory_bytes(directory)
         asked = asked_before(store)
         dropped = store.n_dead()
@@ -61,15 +62,19 @@ def compact_index(directory: Path, on_progress: OnProgress = tell_nobody) -> Com
             with VectorReader(store.directory, store.vector_file, store.layout, store.n_rows) as vectors:
                 live = store.live_slots()
                 rewrite_vectors(store, live_rows(vectors, store.blocks(), live), len(live), on_progress)
-        store.give_back_pages(_VACUUM_PAGES)
         warnings = bring_generation_up_to_date(store, asked, on_progress)
+        if not store.give_back_pages(_VACUUM_PAGES):
+            warnings.append(
+                "somebody is reading, so the database keeps its free pages; compact again to give them back"
+            )
         counts = store.counts()
+        bytes_after = directory_bytes(directory)
     return CompactReport(
         documents=counts["documents"],
         passages=counts["passages"],
         dropped=dropped,
         bytes_before=bytes_before,
-        bytes_after=directory_bytes(directory),
+        bytes_after=bytes_after,
         warnings=tuple(warnings),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,14 +71,14 @@ def mend_vectors(
     Raises:
         EncoderError: the model no longer gives the vectors that it gave; nothing was changed.
     """
-    encoder: TextEncoder | None = None
-    if damage.n_live:
-        on_progress(Progress(phase=Phase.LOAD))
-        contract = Contract.from_json(store.setting("contract"))
-        encoder = load_encoder(options, contract=contract)
-        check_canaries(store.canaries(), encoder)
     live = store.live_slots()
-    rewrite_vectors(store, _rows(store, live, damage, encoder), len(live), on_progress)
+    if not damage.n_live:
+        rewrite_vectors(store, _rows(store, live, damage, None), len(live), on_progress)
+        return
+    on_progress(Progress(phase=Phase.LOAD))
+    with closing(load_encoder(options, contract=Contract.from_json(store.setting("contract")))) as encoder:
+        check_canaries(store.canaries(), encoder)
+        rewrite_vectors(store, _rows(store, live, damage, encoder), len(live), on_progress)
 
 
 def _what_is_there(store: Store) -> tuple[VectorReader | None, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -73,6 +73,8 @@ def repair_index(
     if not path.exists():
         msg = f"{directory} is not an index (no {DATABASE} in it); restore a backup, or build it anew"
         raise IndexNotFoundError(msg)
+    with suppress(IndexCorruptError, StorageError), closing(connect_writer(path)):
+        pass  # another application's, or of a newer format, it is refused before anything is touched
     report = RepairReport()
     with writer_lock(directory):
         try:

@@ -58,7 +58,12 @@ _TRIES = 3
 
 
 def verify_index(
-    directory: Path, *, deep: bool = False, generations: bool = True, on_progress: OnProgress = tell_nobody
+    directory: Path,
+    *,
+    deep: bool = False,
+    generations: bool = True,
+    database: str = DATABASE,
+    on_progress: OnProgress = tell_nobody,
 ) -> list[str]:
     """Check an index and return its problems, one line each, none when it is sound.
 
@@ -66,6 +71,7 @@ def verify_index(
         directory: of the index.
         deep: also check every byte of vectors and generations, every text and the content of the catalogue.
         generations: whether to open the FAISS files.
+        database: its name, in a copy that is not ready.
         on_progress: told after each step.
 
     Raises:
@@ -75,7 +81,7 @@ def verify_index(
     problems: list[str] = []
     tell = _Teller(on_progress)
     try:
-        problems.extend(_problems(directory, deep, generations, tell))
+        problems.extend(_problems(directory, database, deep, generations, tell))
     except (IndexCorruptError, StorageError) as error:
         if tell.is_telling:
             raise
@@ -84,7 +90,7 @@ def verify_index(
         if tell.is_telling:
             raise
         # A damaged value of another type than was ever written; whatever reads it says so in its own way.
-        problems.append(f"{directory / DATABASE} holds a value that no writer gives ({error}); {mend(directory)}")
+        problems.append(f"{directory / database} holds a value that no writer gives ({error}); {mend(directory)}")
     return list(dict.fromkeys(problems))
 
 
@@ -101,11 +107,11 @@ class _Teller:
         self.is_telling = False
 
 
-def _problems(directory: Path, deep: bool, generations: bool, on_progress: OnProgress) -> Iterator[str]:
+def _problems(directory: Path, database: str, deep: bool, generations: bool, on_progress: OnProgress) -> Iterator[str]:
     on_progress(Progress(phase=Phase.CHECK))
-    with closing(connect_reader(directory)) as sql:
-        yield from _database_problems(sql, directory / DATABASE, deep, on_progress)
-    with closing(SnapshotReader(directory)) as reader:
+    with closing(connect_reader(directory, database)) as sql:
+        yield from _database_problems(sql, directory / database, deep, on_progress)
+    with closing(SnapshotReader(directory, database)) as reader:
         reader.setting("contract"), reader.setting("read")  # raise when they are missing
         for tries_left in reversed(range(_TRIES)):
             snapshot, problems = _file_problems(reader, deep, generations, on_progress)

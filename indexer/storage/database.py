@@ -31,32 +31,55 @@ class CommitError(StorageError):
     """SQLite could not end a COMMIT; whether it happened only opening the database again tells."""
 
 
-def connect_writer(path: Path) -> sqlite3.Connection:
-    """Open or create index.db for writing: rollback journal TRUNCATE, synchronous FULL, explicit transactions.
+def connect_writer(path: Path, *, creates: bool = False) -> sqlite3.Connection:
+    """Open index.db for writing: rollback journal TRUNCATE, synchronous FULL, explicit transactions.
 
     WAL is not used: WAL with synchronous=NORMAL loses acknowledged commits at power loss, and SQLite before 3.51.3
     carries the WAL-reset bug (https://www.sqlite.org/wal.html#walresetbug). DELETE leaves the removal of the journal
     unsynced; TRUNCATE with FULL does not.
+
+    Args:
+        path: of the database.
+        creates: it may be missing, or hold nothing yet.
+
+    Raises:
+        IndexNotFoundError: nothing was ever committed to it.
+        IndexFormatError: another application's database, or a newer format; nothing was touched.
+        IndexCorruptError: the file is damaged.
     """
     check_place(path)
+    if not (creates or path.exists()):
+        raise _no_index(path)
     with translated(path):
-        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-        _set_limits(connection)
-        for pragma in (
-            "journal_mode = TRUNCATE",
-            "synchronous = FULL",
-            "cache_spill = OFF",  # a spill would take the exclusive lock before COMMIT and keep readers waiting
-            "cache_size = -32768",
-            "temp_store = MEMORY",
-            "trusted_schema = OFF",
-            "cell_size_check = ON",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
+        connection = sqlite3.connect(
+            _uri(path, "rwc" if creates else "rw"),
+            uri=True,
+            timeout=BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            _set_limits(connection)
+            if not creates:
+                check_application(connection, path)
+            for pragma in (
+                "journal_mode = TRUNCATE",
+                "synchronous = FULL",
+                "cache_spill = OFF",  # a spill would take the exclusive lock before COMMIT and keep readers waiting
+                "cache_size = -32768",
+                "temp_store = MEMORY",
+                "trusted_schema = OFF",
+                "cell_size_check = ON",
+            ):
+                connection.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            connection.close()
+            raise
     return connection
 
 
-def connect_reader(directory: Path) -> sqlite3.Connection:
-    """Open the index.db of an index read-only.
+def connect_reader(directory: Path, name: str = DATABASE) -> sqlite3.Connection:
+    """Open the database of an index, of another name in a copy that is not ready, read-only.
 
     A commit that was cut off leaves a hot journal, which a read-only connection may not roll back. SQLite does it
     through a connection of its own that is opened for writing and changes nothing else.
@@ -66,11 +89,10 @@ def connect_reader(directory: Path) -> sqlite3.Connection:
         IndexFormatError: the format is newer than this version, or it is another application's database.
         IndexCorruptError: the file is damaged.
     """
-    path = directory / DATABASE
+    path = directory / name
     check_place(path)
     if not path.exists():
-        msg = f"{directory} is not an index (no {DATABASE} in it); build one with: index build SOURCE --out {directory}"
-        raise IndexNotFoundError(msg)
+        raise _no_index(path)
     with translated(path):
         try:
             return _checked_reader(path)
@@ -78,6 +100,12 @@ def connect_reader(directory: Path) -> sqlite3.Connection:
             if not roll_back_journal(path, error):
                 raise
         return _checked_reader(path)
+
+
+def _no_index(path: Path) -> IndexNotFoundError:
+    directory = path.parent
+    msg = f"{directory} is not an index (no {DATABASE} in it); build one with: index build SOURCE --out {directory}"
+    return IndexNotFoundError(msg)
 
 
 def check_place(path: Path) -> None:
@@ -134,6 +162,7 @@ def roll_back_journal(path: Path, error: sqlite3.Error) -> bool:
     """Let SQLite roll back a commit that was cut off, if that is what a reader's error means; tell whether it is."""
     if getattr(error, "sqlite_errorcode", None) not in (sqlite3.SQLITE_READONLY_ROLLBACK, sqlite3.SQLITE_CANTOPEN):
         return False
+    check_place(path)
     with translated(path), closing(sqlite3.connect(_uri(path, "rw"), uri=True, timeout=BUSY_TIMEOUT_S)) as recovering:
         recovering.execute("SELECT count(*) FROM sqlite_master").fetchone()
     return True
@@ -216,12 +245,26 @@ def _checked_reader(path: Path) -> sqlite3.Connection:
 
 
 def check_format(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a database that is not ours, or newer than this version.
+    """Refuse a database that is not ours, or newer than this version, or has other tables than an index.
 
     Raises:
         IndexNotFoundError: a build was cut off before anything was committed.
         IndexFormatError: another application's database, or a newer format.
         IndexCorruptError: it has other tables than an index, or anything beside them.
+    """
+    check_application(connection, path)
+    if stranger := next(strangers(connection), None):
+        hint = "" if stranger.startswith("no ") else ": if you made it, DROP it and keep it in a database of its own"
+        msg = f"{path} has not the tables of an index ({stranger}{hint}); {mend(path.parent)}"
+        raise IndexCorruptError(msg)
+
+
+def check_application(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a database that is not ours, or newer than this version; its tables may be damaged.
+
+    Raises:
+        IndexNotFoundError: a build was cut off before anything was committed.
+        IndexFormatError: another application's database, or a newer format.
     """
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -234,10 +277,6 @@ def check_format(connection: sqlite3.Connection, path: Path) -> None:
     if version > FORMAT_VERSION:
         msg = f"{path} has format {version}, this version reads up to {FORMAT_VERSION}; upgrade clsindex"
         raise IndexFormatError(msg)
-    if stranger := next(strangers(connection), None):
-        hint = "" if stranger.startswith("no ") else ": if you made it, DROP it and keep it in a database of its own"
-        msg = f"{path} has not the tables of an index ({stranger}{hint}); {mend(path.parent)}"
-        raise IndexCorruptError(msg)
 
 
 @contextmanager

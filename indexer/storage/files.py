@@ -162,6 +162,11 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def directory_bytes(directory: Path) -> int:
-    """Return the size of the files in a directory."""
+    """Return the size of the files in a directory, in which others may be at work."""
+    n_bytes = 0
     with storage_errors(directory):
-        return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+        for path in directory.iterdir():
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                n_bytes += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return n_bytes

@@ -113,6 +113,13 @@ class Holdings:
         with translated(self._path):
             return read_blocks(self._sql)
 
+    def block_of(self, slot: int) -> tuple[int, int, int]:
+        """Return the block that a committed slot lies in, as `blocks` does."""
+        query = "SELECT first_slot, n_rows, crc32 FROM blocks WHERE first_slot <= ? ORDER BY first_slot DESC LIMIT 1"
+        with translated(self._path):
+            block: tuple[int, int, int] = self._sql.execute(query, (slot,)).fetchone()
+        return block
+
     def live_slots(self) -> NDArray[np.int64]:
         """Return the slots of passages whose document stands, int64 ascending."""
         with translated(self._path):

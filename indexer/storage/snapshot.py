@@ -75,8 +75,8 @@ class SnapshotReader:
     waits, which they would keep waiting for as long as one always follows.
     """
 
-    def __init__(self, directory: Path) -> None:
-        """Open an index.
+    def __init__(self, directory: Path, database: str = DATABASE) -> None:
+        """Open an index, or a copy that is not ready, whose database has another name.
 
         Raises:
             IndexNotFoundError: there is no index at the path.
@@ -84,8 +84,8 @@ class SnapshotReader:
             IndexCorruptError: the database is damaged.
         """
         self.directory = directory
-        self._path = directory / DATABASE
-        self._sql = connect_reader(directory)
+        self._path = directory / database
+        self._sql = connect_reader(directory, database)
         self._newest: Snapshot | None = None
         self._turn = RLock()
 
@@ -223,12 +223,6 @@ class SnapshotReader:
             msg = f"{self._path} is damaged: the metadata of a document are no JSON object; {mend(self.directory)}"
             raise IndexCorruptError(msg)
         return value
-
-    def canaries(self) -> list[tuple[str, NDArray[np.float32]]]:
-        """Return the canary texts with the vectors, (d,) float32, that they had at creation."""
-        with self.transaction():
-            rows = self._sql.execute("SELECT text, vector FROM canaries ORDER BY position").fetchall()
-        return [(text, np.frombuffer(vector, "<f4")) for text, vector in rows]
 
     def blocks(self) -> list[tuple[int, int, int]]:
         """Return first slot, number of rows and CRC-32 of each block of the vector file, ascending."""

@@ -27,7 +27,7 @@ from indexer.storage.metadata import MetadataTable, create_indexes, selective_co
 from indexer.storage.schema import migrate
 from indexer.storage.seal import seal
 from indexer.storage.totals import Totals, count_totals, keep_totals, read_totals
-from indexer.storage.vectors import VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
+from indexer.storage.vectors import Block, VectorLayout, VectorReader, VectorWriter, create_vector_file, encode_rows
 
 # Of documents that lie apart SQLite holds some 20 kB each until COMMIT, and readers wait while they are written.
 _MOST_GONE = 2_048
@@ -52,6 +52,7 @@ class Store(Holdings):
         self.is_complete = bool(meta["complete"])
         self._refused = ""
         self._vectors: VectorWriter | None = None
+        self._sound: dict[Block, bool] = {}
         if without_vectors:
             return
         self._vectors = VectorWriter(directory, self.vector_file, self.layout)
@@ -83,7 +84,7 @@ class Store(Holdings):
         """
         layout = VectorLayout(dim=dim, dtype=vector_dtype, index_uuid=uuid.uuid4().hex)
         name = create_vector_file(directory, layout)
-        connection = connect_writer(directory / DATABASE)
+        connection = connect_writer(directory / DATABASE, creates=True)
         meta: dict[str, Any] = {
             "index_uuid": layout.index_uuid,
             "vector_file": name,
@@ -159,9 +160,19 @@ class Store(Holdings):
         return number
 
     def vectors(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the committed vectors of some slots, (n, d) float32."""
+        """Return the committed vectors of some slots, (n, d) float32; NaN where the block of a slot is damaged.
+
+        Each block is compared with its checksum once: a copy of a damaged vector would get a checksum of its own.
+        """
         with VectorReader(self.directory, self.vector_file, self.layout, self.n_rows) as reader:
-            return reader.rows(slots)
+            vectors = reader.rows(slots)
+            for vector, slot in zip(vectors, slots.tolist(), strict=True):
+                block = self.block_of(slot)
+                if block not in self._sound:
+                    self._sound[block] = reader.is_sound(block)
+                if not self._sound[block]:
+                    vector[:] = np.nan
+        return vectors
 
     def no_vectors(self) -> NDArray[np.float32]:
         """Return the vectors of a commit that appends nothing, (0, d) float32."""
@@ -326,7 +337,7 @@ class Store(Holdings):
         if self._vectors is not None:
             self._vectors.close()
             self._vectors = VectorWriter(self.directory, name, self.layout)
-        self.vector_file, self.n_rows = name, n_rows
+        self.vector_file, self.n_rows, self._sound = name, n_rows, {}
         for each in old:
             discard(self.directory / each)
 
@@ -340,16 +351,26 @@ class Store(Holdings):
             finally:
                 os.close(descriptor)
 
-    def give_back_pages(self, step: int) -> None:
-        """Cut the free pages off the database, `step` pages in a transaction, so that readers come in between."""
+    def give_back_pages(self, step: int) -> bool:
+        """Cut the free pages off the database, `step` pages in a transaction, so that readers come in between.
+
+        Returns:
+            Whether all that can go are gone; a reader in a long transaction keeps them.
+        """
         with translated(self._path):
             free = self._sql.execute("PRAGMA freelist_count").fetchone()[0]
             while free:
-                # `execute` would take one step of a statement without columns, and so free one page.
-                self._sql.executescript(f"PRAGMA incremental_vacuum({step:d})")
+                try:
+                    # `execute` would take one step of a statement without columns, and so free one page.
+                    self._sql.executescript(f"PRAGMA incremental_vacuum({step:d})")
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                        raise
+                    return False
                 before, free = free, self._sql.execute("PRAGMA freelist_count").fetchone()[0]
                 if free >= before:
-                    return
+                    break
+        return True
 
     def _check_rows_stand(self) -> int:
         meta = Meta(self._sql, self._path)

@@ -159,6 +159,22 @@ def decode_rows(rows: NDArray[np.generic]) -> NDArray[np.float32]:
     return decoded
 
 
+def _check_header(descriptor: int, path: Path, layout: VectorLayout) -> None:
+    try:
+        found = read_all(descriptor, HEADER_BYTES, 0)
+    except OSError as error:
+        raise read_error(path, error) from error
+    if found != layout.header(_file_uuid(path.name)):
+        msg = f"{path}: the header is damaged or belongs to another index; {mend(path.parent)}"
+        raise IndexCorruptError(msg)
+
+
+def _check_links(descriptor: int, path: Path) -> None:
+    if os.fstat(descriptor).st_nlink > 1:
+        msg = f"{path} has other names (hard links), and what they name would be written to; put a copy in its place"
+        raise IndexCorruptError(msg)
+
+
 class VectorWriter:
     """Appends rows behind the committed ones; the caller holds the writer's lock."""
 
@@ -170,6 +186,12 @@ class VectorWriter:
         except FileNotFoundError as error:
             msg = f"{self.path}: the vector file is missing; {mend(directory)}"
             raise IndexCorruptError(msg) from error
+        try:
+            _check_header(self._descriptor, self.path, layout)
+            _check_links(self._descriptor, self.path)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
 
     def recover(self, n_rows: int) -> None:
         """Cut off rows that no commit names.
@@ -242,9 +264,7 @@ class VectorReader:
             raise
 
     def _map(self) -> NDArray[np.generic]:
-        if read_all(self._descriptor, HEADER_BYTES, 0) != self.header():
-            msg = f"{self.path}: the header is damaged or belongs to another index; {mend(self.path.parent)}"
-            raise IndexCorruptError(msg)
+        _check_header(self._descriptor, self.path, self.layout)
         size, need = os.fstat(self._descriptor).st_size, self.layout.file_bytes(self.n_rows)
         if size < need:
             msg = f"{self.path} has {size} bytes, {self.n_rows} committed rows need {need}; {mend(self.path.parent)}"
@@ -331,6 +351,18 @@ class VectorReader:
             msg = f"{self.path}: the vectors of slots {first_slot} to {last} are damaged; {mend(self.path.parent)}"
             raise IndexCorruptError(msg)
         return rows
+
+    def is_sound(self, block: Block) -> bool:
+        """Tell whether the rows of a block are the bytes that were committed.
+
+        Raises:
+            StorageError: the disk cannot be read.
+        """
+        try:
+            self.checked(*block)
+        except IndexCorruptError:
+            return False
+        return True
 
     def checksum(self, first_slot: int, n_rows: int) -> int:
         """Return the CRC-32 of the stored bytes of rows [first_slot, first_slot + n_rows)."""

@@ -172,3 +172,10 @@ def test_impossible_data_sets_are_refused_without_the_hub(source: str, reason: s
         check_sources([source])
     with pytest.raises(CorpusError, match=reason):
         read_corpus([source], PLAIN)
+
+
+def test_a_folder_with_a_script_is_a_corpus_error(inside: Path) -> None:
+    (inside / "scripted").mkdir()
+    (inside / "scripted" / "scripted.py").write_text("raise SystemExit('this must never run')\n")
+    with pytest.raises(CorpusError, match="cannot be opened"):
+        read("hf:scripted")

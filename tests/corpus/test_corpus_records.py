@@ -289,3 +289,15 @@ def test_rubbish_gives_documents_or_a_corpus_error_and_nothing_else(
     except CorpusError:
         return
     assert all(document.text for document in found)
+
+
+@pytest.mark.parametrize("name", ["text", "note"])
+def test_a_record_that_is_too_long_is_refused_wherever_it_comes_from(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indexer.corpus.records.MAX_RECORD_BYTES", 1_000)
+    fits, too_long = {"text": "a", name: "é" * 490}, {"text": "b", name: "é" * 501}
+    errors: list[CorpusError] = []
+    found = list(read_corpus([[fits, too_long, {"text": "c"}]], ReadOptions(), on_reject=errors.append))
+    assert [document.metadata.get("note", document.text)[:1] for document in found] == ["é", "c"]
+    assert [(error.line, "longer than" in error.reason) for error in errors] == [(2, True)]

@@ -94,8 +94,8 @@ _connect = indexer.storage.store.connect_writer
 def _run(step: int, operation: str, arguments: tuple[Any, ...]) -> None:
     steps = _Steps(step)
 
-    def connect(path: Path) -> sqlite3.Connection:
-        connection = _connect(path)
+    def connect(path: Path, **options: bool) -> sqlite3.Connection:
+        connection = _connect(path, **options)
         connection.set_progress_handler(steps.within_sql, _SQL_STEP)
         return connection
 

@@ -69,9 +69,9 @@ def _replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Callable[[],
 def _pragmas(*pragmas: str) -> Callable[[], None]:
     """Open the database for writing with other settings."""
 
-    def make(real: Callable[[Path], sqlite3.Connection]) -> Callable[[Path], sqlite3.Connection]:
-        def connect(path: Path) -> sqlite3.Connection:
-            connection = real(path)
+    def make(real: Callable[..., sqlite3.Connection]) -> Callable[..., sqlite3.Connection]:
+        def connect(path: Path, **options: bool) -> sqlite3.Connection:
+            connection = real(path, **options)
             for pragma in pragmas:
                 connection.execute(f"PRAGMA {pragma}")
             return connection
