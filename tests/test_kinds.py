@@ -53,7 +53,7 @@ def test_vectors_are_in_two_lists_where_memory_allows() -> None:
     assert recipe_with(55_000_000) == ("IVF1024,RaBitQ", 1)
 
 
-@pytest.mark.parametrize("kind", ["nonsense", "IVF16,PQ7"])
+@pytest.mark.parametrize("kind", ["nonsense", "IVF16,PQ7", "IDMap,Flat", "PCA32,IDMap2,Flat", "IVF0,Flat"])
 def test_a_factory_string_that_faiss_cannot_make_is_refused_at_once(ann_index: Path, kind: str) -> None:
     with pytest.raises(UsageError, match="--kind"):
         check_recipe(AnnOptions(kind=kind), DIM)
