@@ -91,11 +91,19 @@ OnErrorOption = Annotated[OnError, typer.Option(help="What a record that cannot 
 MaxErrorsOption = Annotated[int | None, typer.Option(min=0, help="With --on-error skip: stop after this many.")]
 KindOption = Annotated[
     str | None,
-    typer.Option(metavar="KIND", help="auto, flat, ivf, hnsw, cagra, or a FAISS factory string. Default: auto."),
+    typer.Option(
+        metavar="KIND",
+        help="auto, flat, ivf, hnsw, cagra, or a FAISS factory string. Default: as asked before, else auto.",
+    ),
 ]
-TargetRecallOption = Annotated[float | None, typer.Option(help="recall@10 that searches are tuned for. Default: 0.95.")]
+TargetRecallOption = Annotated[
+    float | None, typer.Option(help="recall@10 that searches are tuned for. Default: as asked before, else 0.95.")
+]
 MaxIndexMemoryOption = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="What the FAISS index may take, e.g. 4G. Default: no limit.")
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="What the FAISS index may take, e.g. 4G. Default: as asked before, else no limit."
+    ),
 ]
 SourceNameOption = Annotated[
     str | None,
