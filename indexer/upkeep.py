@@ -270,11 +270,16 @@ def _rebuild(store: Store, asked: AnnOptions, on_progress: OnProgress, device: s
     if asked.max_memory_bytes is not None and row.n_bytes > asked.max_memory_bytes:
         warnings.append(
             f"the {row.kind} index takes {row.n_bytes:,} bytes, more than --max-index-memory "
-            f"{asked.max_memory_bytes:,}; "
-            + ("there are no smaller codes" if recipe.kind is Kind.IVF else "--kind ivf makes a smaller one")
+            f"{asked.max_memory_bytes:,}; " + _advice_on_size(recipe, asked.max_memory_bytes)
         )
     store.replace_generation(replace(row, details=details))
     return warnings
+
+
+def _advice_on_size(recipe: Recipe, limit: int) -> str:
+    if recipe.kind is not Kind.IVF:
+        return "--kind ivf makes a smaller one"
+    return "there are no smaller codes" if recipe.n_bytes > limit else "a little less memory gives shorter codes"
 
 
 def _recipe(store: Store, asked: AnnOptions, gpu: Gpu | None) -> Recipe:
