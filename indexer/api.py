@@ -13,6 +13,7 @@ from indexer.config import Dtype, EncoderOptions, IfExists, OnError, Pooling, Re
 from indexer.corpus import Source
 from indexer.delete import DeleteReport, delete_documents
 from indexer.documents import JsonValue
+from indexer.errors import UsageError
 from indexer.filters import Where
 from indexer.info import describe
 from indexer.maintenance.backup import BackupReport, backup_index
@@ -147,6 +148,9 @@ def _read_options(
     text_field: str | Sequence[str] | None, id_field: str | None, columns: Sequence[str] | None
 ) -> ReadOptions | None:
     fields = (text_field,) if isinstance(text_field, str) else tuple(text_field or ())
+    if isinstance(columns, str):
+        msg = f"columns is one text, {columns!r:.60}; give a list of names"
+        raise UsageError(msg)
     if not (fields or id_field or columns):
         return None
     return ReadOptions(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from indexer.config import VectorDtype
+from indexer.config import VectorDtype, whole_number
 from indexer.errors import UsageError
 
 TARGET_RECALL = 0.95
@@ -62,8 +62,8 @@ class AnnOptions:
     def of(cls, kind: str | None, target_recall: float | None, max_index_memory: int | str | None) -> AnnOptions:
         """Return what a caller asks for, who may write the memory as text, e.g. 4G."""
         limit = max_index_memory
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
-            limit = parse_bytes(str(limit), "max-index-memory")
+        if isinstance(limit, str):
+            limit = parse_bytes(limit, "max-index-memory")
         return cls(kind=kind, target_recall=target_recall, max_memory_bytes=limit)
 
     def __post_init__(self) -> None:
@@ -72,10 +72,9 @@ class AnnOptions:
         if recall is not None and not (isinstance(recall, float | int) and 0 < recall <= 1):
             msg = f"--target-recall is {recall!r}; it must be a number above 0 and at most 1"
             raise UsageError(msg)
-        if self.max_memory_bytes is not None and self.max_memory_bytes < 1:
-            msg = f"--max-index-memory is {self.max_memory_bytes}; it must be at least 1 byte"
-            raise UsageError(msg)
-        if self.kind is not None and self.kind in {"", Kind.FACTORY}:
+        if self.max_memory_bytes is not None:
+            object.__setattr__(self, "max_memory_bytes", whole_number(self.max_memory_bytes, "max-index-memory", 1))
+        if self.kind is not None and (not isinstance(self.kind, str) or self.kind in {"", Kind.FACTORY}):
             msg = (
                 f"--kind is {self.kind!r}; choose auto, flat, ivf, hnsw, cagra, or a FAISS factory string such as "
                 "IVF256,PQ32"
