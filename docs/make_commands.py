@@ -12,8 +12,9 @@ _FACTS = re.compile(r"\s*\[((?:env var|default|required|x[<>]=).*)\]$")
 _HEAD = """# Commands
 
 Made by `make docs` from what the commands say of themselves; `index COMMAND --help` prints the same. Any option can be
-set by the variable in the last column; what stands on the command line wins. `--debug`, anywhere, shows the traceback
-of an error.
+set by the variable in the last column; what stands on the command line wins. The variable of an option that can be
+repeated holds names with white space between them, that of `--where` one filter. `--debug`, anywhere, shows the
+traceback of an error.
 
 Exit codes: 0 done, 1 an error, or problems that `verify` found, 2 usage, 3 done with records rejected, 4 bad input,
 130 interrupted and resumable. Results go to stdout, all else to stderr. [errors.md](errors.md) has the messages,

@@ -13,6 +13,7 @@ from indexer.config import Dtype, EncoderOptions, IfExists, OnError, Pooling, Re
 from indexer.corpus import Source
 from indexer.delete import DeleteReport, delete_documents
 from indexer.documents import JsonValue
+from indexer.errors import UsageError
 from indexer.filters import Where
 from indexer.info import describe
 from indexer.maintenance.backup import BackupReport, backup_index
@@ -83,10 +84,12 @@ def build_index(
         text_field: the field or fields that make the text; several are joined by a space.
         id_field: the field that is the id; the default is the first of id, _id, doc_id, else a hash of the record.
         columns: names of the columns of CSV or TSV without a header.
-        kind: auto (the default), flat, ivf, hnsw, cagra, or a FAISS factory string, e.g. `IVF256,PQ32`.
-        target_recall: recall@10 that the search parameters are tuned for, 0.95 by default.
+        kind: auto, flat, ivf, hnsw, cagra, or a FAISS factory string, e.g. `IVF256,PQ32`; the default is what was asked
+            for before, else auto.
+        target_recall: recall@10 that the search parameters are tuned for; the default is the one asked for before, else
+            0.95.
         max_index_memory: what the FAISS index may take, in bytes or as text, e.g. 4G; auto and ivf choose smaller codes
-            to stay below.
+            to stay below. The default is what was asked for before, else no limit.
         index_field: metadata field or fields to give an SQL index, for filters that few documents meet.
         on_error: stop raises on the first record that cannot be used, skip lists it in `rejects.jsonl`.
         max_errors: with skip, how many may be rejected before the build stops.
@@ -145,6 +148,9 @@ def _read_options(
     text_field: str | Sequence[str] | None, id_field: str | None, columns: Sequence[str] | None
 ) -> ReadOptions | None:
     fields = (text_field,) if isinstance(text_field, str) else tuple(text_field or ())
+    if isinstance(columns, str):
+        msg = f"columns is one text, {columns!r:.60}; give a list of names"
+        raise UsageError(msg)
     if not (fields or id_field or columns):
         return None
     return ReadOptions(
@@ -316,8 +322,8 @@ class Index:
 
         Args:
             kind: auto, flat, ivf, hnsw, cagra, or a FAISS factory string; the default is what was asked for before.
-            target_recall: recall@10 in (0, 1] that an approximate index is tuned for.
-            max_index_memory: what the index may take, in bytes or as text, e.g. 4G.
+            target_recall: recall@10 in (0, 1] that an approximate index is tuned for; the default as for `kind`.
+            max_index_memory: what the index may take, in bytes or as text, e.g. 4G; the default as for `kind`.
             device: whose GPU FAISS may use, e.g. cuda:1 or cpu; the default is the first GPU, if FAISS can use one.
             on_progress: told after each step.
 

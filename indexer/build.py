@@ -11,7 +11,7 @@ from pathlib import Path
 
 from indexer.ann.index import require_faiss
 from indexer.ann.kinds import AnnOptions
-from indexer.config import EncoderOptions, IfExists, OnError, ReadOptions, VectorDtype
+from indexer.config import EncoderOptions, IfExists, OnError, ReadOptions, VectorDtype, whole_number
 from indexer.corpus import Source, check_sources, read_corpus, source_name
 from indexer.documents import Document, Place, is_storable
 from indexer.errors import ContractError, CorpusError, IndexNotFoundError, UsageError
@@ -58,11 +58,11 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.max_errors is not None and self.max_errors < 0:
-            msg = f"--max-errors is {self.max_errors}; it must be at least 0"
-            raise UsageError(msg)
-        if self.source_name is not None and not (self.source_name.strip() and is_storable(self.source_name)):
-            msg = f"--source-name is {self.source_name!r:.60}; give a name that can be read"
+        if self.max_errors is not None:
+            whole_number(self.max_errors, "max-errors", 0)
+        name = self.source_name
+        if name is not None and not (isinstance(name, str) and name.strip() and is_storable(name)):
+            msg = f"--source-name is {name!r:.60}; give a name that can be read"
             raise UsageError(msg)
 
 

@@ -58,6 +58,15 @@ def common(
     """Semantic search over your texts: [CLS] vectors in FAISS, texts and metadata in SQLite."""
 
 
+def one_filter(ctx: typer.Context, option: typer.CallbackParam, value: list[str] | None) -> list[str] | None:
+    """Return the filters as they came, but the variable of the option as one: it was split at white space."""
+    source = ctx.get_parameter_source(option.name or "")
+    if source is None or source.name != "ENVIRONMENT":
+        return value
+    variable = option.resolve_envvar_value(ctx)
+    return value if variable is None else [variable]
+
+
 SourceArgument = Annotated[
     list[str], typer.Argument(metavar="SOURCE", help="File, directory, hf:NAME, sqlite:FILE?sql=..., or - (stdin).")
 ]
@@ -91,11 +100,19 @@ OnErrorOption = Annotated[OnError, typer.Option(help="What a record that cannot 
 MaxErrorsOption = Annotated[int | None, typer.Option(min=0, help="With --on-error skip: stop after this many.")]
 KindOption = Annotated[
     str | None,
-    typer.Option(metavar="KIND", help="auto, flat, ivf, hnsw, cagra, or a FAISS factory string. Default: auto."),
+    typer.Option(
+        metavar="KIND",
+        help="auto, flat, ivf, hnsw, cagra, or a FAISS factory string. Default: as asked before, else auto.",
+    ),
 ]
-TargetRecallOption = Annotated[float | None, typer.Option(help="recall@10 that searches are tuned for. Default: 0.95.")]
+TargetRecallOption = Annotated[
+    float | None, typer.Option(help="recall@10 that searches are tuned for. Default: as asked before, else 0.95.")
+]
 MaxIndexMemoryOption = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="What the FAISS index may take, e.g. 4G. Default: no limit.")
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="What the FAISS index may take, e.g. 4G. Default: as asked before, else no limit."
+    ),
 ]
 SourceNameOption = Annotated[
     str | None,
@@ -221,7 +238,10 @@ def delete(
     ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of documents.")] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(help="Delete, beside the IDs, what meets this filter: JSON, or field=value; of several, all."),
+        typer.Option(
+            callback=one_filter,
+            help="Delete, beside the IDs, what meets this filter: JSON, or field=value; of several, all.",
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 from indexer.errors import UsageError
 
@@ -26,6 +27,22 @@ def choice(kind: type[_E], value: str, option: str) -> _E:
     except ValueError as error:
         msg = f"--{option} is {value!r}; choose {', '.join(kind)}"
         raise UsageError(msg) from error
+
+
+def whole_number(value: object, option: str, least: int) -> int:
+    """Return an integer that a caller gave, numpy's as Python's.
+
+    Raises:
+        UsageError: it is no whole number, or below the least that can work.
+    """
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        msg = f"--{option} is {value!r:.60}; it must be a whole number"
+        raise UsageError(msg)
+    number = operator.index(value)
+    if number < least:
+        msg = f"--{option} is {number}; it must be at least {least}"
+        raise UsageError(msg)
+    return number
 
 
 class Pooling(StrEnum):
@@ -99,15 +116,10 @@ class EncoderOptions:
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot work."""
-        for name, value, least in (
-            ("max-length", self.max_length, 3),
-            ("chunk-tokens", self.chunk_tokens, 8),
-            ("chunk-overlap", self.chunk_overlap, 0),
-            ("batch-tokens", self.batch_tokens, 1),
-        ):
-            if value is not None and value < least:
-                msg = f"--{name} is {value}; it must be at least {least}"
-                raise UsageError(msg)
+        for name, least in (("max_length", 3), ("chunk_tokens", 8), ("chunk_overlap", 0), ("batch_tokens", 1)):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, whole_number(value, name.replace("_", "-"), least))
         if self.chunk_overlap and not self.chunk_tokens:
             msg = "--chunk-overlap needs --chunk-tokens"
             raise UsageError(msg)

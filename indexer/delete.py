@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,9 @@ def delete_documents(directory: Path, ids: Sequence[str | int], where: Where | N
     """Delete documents by id, and those that meet a filter; `Index.delete` says more."""
     if isinstance(ids, str):
         msg = f"ids is one text, {ids!r:.60}; give a list of ids"
+        raise UsageError(msg)
+    if not isinstance(ids, Iterable):
+        msg = f"ids is {ids!r:.60}; give a list of ids"
         raise UsageError(msg)
     with closing(SnapshotReader(directory)) as reader, writer_lock(directory):
         rows = np.empty(0, np.int64)

@@ -57,5 +57,8 @@ def generation_text(generation: dict[str, Any]) -> str:
             "target_recall": float() as target,
             "checked_at": str() as checked_at,
         }:
-            text += f"; recall@10 {recall:.3f} ± {error:.3f} (target {target}), {ms:.2f} ms a query, {checked_at}"
+            missed = ", missed" if details.get("reached") is False else ""
+            text += (
+                f"; recall@10 {recall:.3f} ± {error:.3f} (target {target}{missed}), {ms:.2f} ms a query, {checked_at}"
+            )
     return text

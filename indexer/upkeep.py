@@ -97,7 +97,8 @@ def bring_generation_up_to_date(
     """Build a new generation where there is none, many slots are dead, or another one is asked for.
 
     Where the tail is long, the generation that is there grows by it, into a new file, as long as the same recipe is
-    due. Its recall is measured again when enough has changed.
+    due. Its recall is measured again when enough has changed. What FAISS cannot make of the vectors is left undone, and
+    tried again when the next one is due.
 
     Args:
         store: the index, open for writing.
@@ -116,14 +117,14 @@ def bring_generation_up_to_date(
             store.set_asked(asdict(asked))
         return []
     if current is None or asked != before or not is_usable(store.directory, current, store.layout.dim):
-        return _rebuild(store, asked, on_progress, device)
+        return _rebuild_if_possible(store, asked, on_progress, device)
     if _n_newly_dead(store, current) > DEAD_SHARE * store.n_rows:
-        return _rebuild(store, asked, on_progress, device)
+        return _rebuild_if_possible(store, asked, on_progress, device)
     n_unchecked = _n_changed(store, current) - _number(current.details, "n_changed_at_check")
     if store.n_rows - current.n_slots > TAIL_SLOTS:
         grown = _grown(store, current, asked, on_progress, device)
         if grown is None:
-            return _rebuild(store, asked, on_progress, device)
+            return _rebuild_if_possible(store, asked, on_progress, device)
         # What has not been checked goes on counting.
         left = {"n_changed_at_check": _n_changed(store, grown) - n_unchecked}
         current = replace(grown, details={**grown.details, **left})
@@ -224,6 +225,21 @@ def tune_generation(directory: Path, target_recall: float | None, on_progress: O
         return tuning
 
 
+def _rebuild_if_possible(store: Store, asked: AnnOptions, on_progress: OnProgress, device: str | None) -> list[str]:
+    """Make another generation; where FAISS cannot, keep what is there, and what was asked for."""
+    try:
+        return _rebuild(store, asked, on_progress, device)
+    except UsageError as error:
+        current = _current(store)
+        if current is None:
+            store.set_asked(asdict(asked))
+            instead = f"the {store.counts()['documents']:,} documents are searched one by one, exactly"
+        else:
+            store.update_generation(replace(current, details={**current.details, "asked": asdict(asked)}))
+            instead = f"the {current.kind} index of before stays"
+        return [f"{error}; {instead}; a kind that fits: index rebuild {store.directory} --kind auto"]
+
+
 def _rebuild(store: Store, asked: AnnOptions, on_progress: OnProgress, device: str | None) -> list[str]:
     warnings = []
     gpu = Gpu.find(device)
@@ -254,11 +270,16 @@ def _rebuild(store: Store, asked: AnnOptions, on_progress: OnProgress, device: s
     if asked.max_memory_bytes is not None and row.n_bytes > asked.max_memory_bytes:
         warnings.append(
             f"the {row.kind} index takes {row.n_bytes:,} bytes, more than --max-index-memory "
-            f"{asked.max_memory_bytes:,}; "
-            + ("there are no smaller codes" if recipe.kind is Kind.IVF else "--kind ivf makes a smaller one")
+            f"{asked.max_memory_bytes:,}; " + _advice_on_size(recipe, asked.max_memory_bytes)
         )
     store.replace_generation(replace(row, details=details))
     return warnings
+
+
+def _advice_on_size(recipe: Recipe, limit: int) -> str:
+    if recipe.kind is not Kind.IVF:
+        return "--kind ivf makes a smaller one"
+    return "there are no smaller codes" if recipe.n_bytes > limit else "a little less memory gives shorter codes"
 
 
 def _recipe(store: Store, asked: AnnOptions, gpu: Gpu | None) -> Recipe:
@@ -325,11 +346,11 @@ def _check(
         warnings = []
         is_grown = current.n_slots > _n_trained(current)
         if is_grown and point.possible_recall < asked.target and was_reached(current):
-            return _rebuild(store, asked, on_progress, device)
+            return _rebuild_if_possible(store, asked, on_progress, device)
         if (point.sure_recall if is_grown else point.possible_recall) < asked.target:
             tuning = trial.tune(generation.index, asked.target, tuned_share(on_progress))
             if not tuning.is_reached and was_reached(current):
-                return _rebuild(store, asked, on_progress, device)
+                return _rebuild_if_possible(store, asked, on_progress, device)
             found = as_details(tuning)
             if not tuning.is_reached:
                 warnings.append(missed(current, tuning.chosen, tuning.target))

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import indexer.maintenance.cli  # noqa: F401 - adds its commands to the app
-from indexer.cli import DirectoryArgument, JsonOption, ModelOption, app, print_json
+from indexer.cli import DirectoryArgument, JsonOption, ModelOption, app, one_filter, print_json
 from indexer.errors import IndexerError, UsageError
 from search.formats import Format
 
@@ -24,7 +24,8 @@ def query(
     text: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="The query; words are joined.")] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many hits.")] = 10,
     where: Annotated[
-        list[str] | None, typer.Option(help="Filter: JSON, or field=value; of several, all must be met.")
+        list[str] | None,
+        typer.Option(callback=one_filter, help="Filter: JSON, or field=value; of several, all must be met."),
     ] = None,
     form: Annotated[
         Format | None,
@@ -93,7 +94,8 @@ def evaluate_command(
         str | None, typer.Option(metavar="FIELD", help="Probe how well the vectors tell this field.")
     ] = None,
     where: Annotated[
-        list[str] | None, typer.Option(help="Ask every judged query with this filter; of several, all must be met.")
+        list[str] | None,
+        typer.Option(callback=one_filter, help="Ask every judged query with this filter; of several, all must be met."),
     ] = None,
     model: ModelOption = None,
     allow_download: DownloadOption = False,

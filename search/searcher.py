@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +170,7 @@ class Searcher:
 
     def search_batch(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         k: int = 10,
         *,
         where: Where | None = None,
@@ -184,7 +184,7 @@ class Searcher:
         the hit.
 
         Args:
-            texts: queries; the query prompt of the index is put before each.
+            texts: queries, of any iterable; the query prompt of the index is put before each.
             k: how many documents.
             where: metadata filter, a mapping or its JSON, or `field=value`, or a list of these that must all be met.
             passages: return the k nearest passages instead, however many are of one document.
@@ -200,6 +200,7 @@ class Searcher:
         if isinstance(texts, str):
             msg = f"texts is one text, {texts!r:.60}; give a list of them, or call search"
             raise UsageError(msg)
+        texts = list(texts)
         for position, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 given = "empty" if isinstance(text, str) else f"a value of type {type(text).__name__}"
@@ -208,7 +209,7 @@ class Searcher:
         if not texts:
             return []
         with self._query_encoder() as encoder:
-            queries = encoder.encode_queries(list(texts))
+            queries = encoder.encode_queries(texts)
         return self._search(queries, ask)
 
     def more_like(

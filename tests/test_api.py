@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from models import build_model
 
@@ -34,11 +36,36 @@ def test_memory_may_be_given_as_on_the_command_line(tmp_path: Path, tiny_bert: P
     build_index(RECORDS, out, model=str(tiny_bert), max_index_memory="4G")
     assert Index(out).info()["generations"][0]["details"]["asked"]["max_memory_bytes"] == 4 << 30
     assert Index(out).rebuild(max_index_memory="500M").slots == 6
-    for wrong in ("x", "-1", True, 1.5e400, [1]):
+    for wrong in ("x", "-1", True, 1.5, 1.5e400, [1]):
         with pytest.raises(UsageError, match="max-index-memory"):
             Index(out).rebuild(max_index_memory=wrong)
     with pytest.raises(UsageError, match="max-errors"):
         build_index(RECORDS, out, max_errors=-1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_length": "a"}, "--max-length is 'a'; it must be a whole number"),
+        ({"max_length": 3.5}, r"--max-length is 3\.5; it must be a whole number"),
+        ({"batch_tokens": True}, "--batch-tokens is True; it must be a whole number"),
+        ({"max_errors": "a"}, "--max-errors is 'a'; it must be a whole number"),
+        ({"kind": 5}, "--kind is 5; choose auto"),
+        ({"source_name": 5}, "--source-name is 5; give a name"),
+        ({"columns": "text,b"}, "columns is one text, 'text,b'; give a list of names"),
+    ],
+)
+def test_a_value_of_another_type_is_an_argument_that_cannot_be_used(
+    wrong: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        build_index(RECORDS, tmp_path / "index", **wrong)
+
+
+def test_sizes_may_be_integers_of_numpy(tmp_path: Path, tiny_bert: Path) -> None:
+    out = tmp_path / "index"
+    build_index(RECORDS, out, model=str(tiny_bert), max_length=np.int64(32), max_index_memory=np.int64(10**9))
+    assert Index(out).info()["model"]["max_length_tokens"] == 32
 
 
 def test_a_prune_that_drops_most_is_asked_for_twice(tmp_path: Path, tiny_bert: Path) -> None:

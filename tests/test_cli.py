@@ -280,6 +280,11 @@ def test_options_come_from_the_environment_too(run: Run, corpus: Path, tmp_path:
     assert len(ids(run("query", out, "river", INDEX_QUERY_TOP_K="2"))) == 2
 
 
+def test_a_filter_in_the_environment_is_one_filter(run: Run, index: Path) -> None:
+    assert ids(run("query", index, "river", INDEX_QUERY_WHERE='{"kind": "place", "year": 2022}')) == ["c"]
+    assert ids(run("query", index, "river", "--where", "year=2021", INDEX_QUERY_WHERE="year=2022")) == ["b"]
+
+
 def test_build_add_and_delete_bring_the_index_up_to_date(
     run: Run, corpus: Path, tmp_path: Path, tiny_bert: Path
 ) -> None:

@@ -94,6 +94,8 @@ def test_what_is_no_id_is_refused_and_nothing_is_deleted(id_: Any, index: Path) 
 def test_one_text_is_not_taken_for_the_ids_of_its_characters(index: Path) -> None:
     with pytest.raises(UsageError, match="ids is one text, 'd1'; give a list of ids"):
         Index(index).delete("d1")
+    with pytest.raises(UsageError, match="ids is None; give a list of ids"):
+        Index(index).delete(None)  # type: ignore[arg-type]
     assert sql(index, "SELECT count(*) FROM documents") == [(10,)]
 
 

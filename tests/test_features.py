@@ -174,6 +174,24 @@ def test_torch_has_its_threads_again_once_the_recipe_is_closed_or_gone(tiny_bert
     assert threads_of_a_new_thread() == before
 
 
+IN_A_CHILD = """
+import gc, os, sys
+from indexer import HiddenState
+used = HiddenState(sys.argv[1])
+used({"text": ["a storm"]})
+child = os.fork()
+if not child:
+    used = None
+    gc.collect()
+    sys.exit(HiddenState(sys.argv[1])({"text": ["a storm"]})["hidden_state"].shape != (1, 32))
+sys.exit(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_forked_child_may_forget_what_it_inherits_and_encode_by_itself(tiny_bert: Path) -> None:
+    assert subprocess.run([sys.executable, "-c", IN_A_CHILD, str(tiny_bert)], timeout=60, check=False).returncode == 0
+
+
 def test_importing_the_name_loads_no_heavy_library() -> None:
     code = (
         "import sys\nfrom indexer import HiddenState\nHiddenState('no/model')\n"

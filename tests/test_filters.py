@@ -7,7 +7,11 @@ import operator
 import re
 import sqlite3
 from collections.abc import Iterable, Mapping
+from datetime import date
+from decimal import Decimal
+from uuid import UUID
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -312,6 +316,28 @@ def test_a_string_with_nul_is_compared_whole_in_a_column():
 )
 def test_text_means_the_same_as_the_mapping(text, mapping):
     assert parse_filter(text) == parse_filter(mapping)
+
+
+@pytest.mark.parametrize(
+    ("value", "like"),
+    [
+        (np.int64(1), 1),
+        (np.float32(0.5), 0.5),
+        (np.bool_(True), True),
+        (np.datetime64("2024-02-03"), "2024-02-03"),
+        (date(2024, 2, 3), "2024-02-03"),
+        (Decimal("1.20"), "1.20"),
+        (UUID(int=7), "00000000-0000-0000-0000-000000000007"),
+    ],
+)
+def test_values_that_records_may_have_stand_in_filters_for_the_same(value: object, like: object) -> None:
+    for where in ({"x": {"$in": [value]}}, {"x": value}, {"x": {"$contains": value}}):
+        alike = json.loads(json.dumps(where, default=lambda _: like))
+        assert repr(parse_filter(where)) == repr(parse_filter(alike))
+    if like is True:
+        assert parse_filter({"x": {"$exists": value}}) == parse_filter({"x": {"$exists": True}})
+    else:
+        assert repr(parse_filter({"x": {"$gte": value}})) == repr(parse_filter({"x": {"$gte": like}}))
 
 
 def test_a_field_that_begins_with_a_dollar_sign_is_reached_by_field_equals_value():

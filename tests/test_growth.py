@@ -19,13 +19,16 @@ from anns import (
     nearest_through_generation,
     snapshot_of,
 )
-from indexes import flip_byte, only
+from indexes import build, flip_byte, only, records
 
 import indexer.ann.generation
 import indexer.upkeep
 from indexer.ann.generation import Generation
 from indexer.ann.kinds import AnnOptions
 from indexer.delete import delete_documents
+from indexer.errors import UsageError
+from indexer.maintenance.compact import compact_index
+from indexer.maintenance.repair import repair_index
 from indexer.progress import Progress, tell_nobody
 from indexer.storage.generations import GenerationRow
 from indexer.storage.store import Store
@@ -236,3 +239,34 @@ def test_an_interrupt_while_a_file_is_written_leaves_nothing(ann_index: Path, mo
     with pytest.raises(KeyboardInterrupt):
         rebuild_generation(ann_index, AnnOptions(kind="ivf"), tell_nobody)
     assert list(ann_index.glob("gen-*")) == []
+
+
+def test_what_faiss_cannot_build_again_is_said_and_made_once_it_can_be(tmp_path: Path) -> None:
+    build(tmp_path, records(300), ann=AnnOptions(kind="IVF256,SQ8"))
+    delete_documents(tmp_path, [f"d{i}" for i in range(250)])
+    for warnings in (
+        compact_index(tmp_path).warnings,
+        build(tmp_path, records(1, first=300), adds=True).warnings,
+        repair_index(tmp_path).warnings,
+    ):
+        assert "'IVF256,SQ8' cannot be built over 5" in warnings[0]
+        assert "documents are searched one by one, exactly; a kind that fits: index rebuild" in warnings[0]
+    with pytest.raises(UsageError, match="cannot be built over 51 vectors"):
+        rebuild_generation(tmp_path, AnnOptions(kind="IVF256,SQ8"), tell_nobody)
+    build(tmp_path, records(300, first=400), adds=True)
+    row = snapshot_of(tmp_path).generation
+    assert row is not None
+    assert (row.kind, row.details["factory"], row.n_slots) == ("factory", "IVF256,SQ8", 351)
+
+
+def test_what_faiss_cannot_build_takes_the_place_of_nothing(tmp_path: Path) -> None:
+    build(tmp_path, records(60))
+    before = snapshot_of(tmp_path).generation
+    (warning,) = build(tmp_path, records(60), ann=AnnOptions(kind="IVF64,SQ8")).warnings
+    assert "cannot be built over 60 vectors" in warning
+    assert "the flat index of before stays" in warning
+    after = snapshot_of(tmp_path).generation
+    assert before is not None
+    assert after is not None
+    assert after.name == before.name
+    assert build(tmp_path, records(60)).warnings == []

@@ -30,6 +30,8 @@ from search.view import View
         (1_000_000, 32, None, Kind.IVF, "IVF1024,SQ8"),
         (50_000, 384, 10_000_000, Kind.IVF, "IVF256,PQ128x4fs"),
         (50_000, 384, 3_700_000, Kind.IVF, "IVF256,RaBitQ"),
+        (12_000, 384, 900_000, Kind.IVF, "IVF128,PQ16"),
+        (12_000, 384, 800_000, Kind.IVF, "IVF128,PQ8"),
         (10_000_000, 384, 500_000_000, Kind.IVF, "IVF4096,PQ32"),
         (1_000_000, 48, 40_000_000, Kind.IVF, "IVF1024,PQ16"),
         (1_000_000, 96, 17_000_000, Kind.IVF, "IVF1024,PQ8"),
@@ -53,7 +55,7 @@ def test_vectors_are_in_two_lists_where_memory_allows() -> None:
     assert recipe_with(55_000_000) == ("IVF1024,RaBitQ", 1)
 
 
-@pytest.mark.parametrize("kind", ["nonsense", "IVF16,PQ7"])
+@pytest.mark.parametrize("kind", ["nonsense", "IVF16,PQ7", "IDMap,Flat", "PCA32,IDMap2,Flat", "IVF0,Flat"])
 def test_a_factory_string_that_faiss_cannot_make_is_refused_at_once(ann_index: Path, kind: str) -> None:
     with pytest.raises(UsageError, match="--kind"):
         check_recipe(AnnOptions(kind=kind), DIM)
@@ -82,9 +84,19 @@ def test_the_size_that_is_foretold_is_about_that_of_the_file(ann_index: Path) ->
         assert recipe.n_bytes == pytest.approx(row.n_bytes, rel=0.1)
 
 
+@pytest.mark.usefixtures("fast_codes")
+@pytest.mark.parametrize("limit", [200_000, 400_000, 600_000])
+def test_an_index_stays_within_its_memory(ann_index: Path, limit: int) -> None:
+    asked = AnnOptions(kind="ivf", max_memory_bytes=limit, target_recall=0.1)
+    row, warnings = rebuild_generation(ann_index, asked, tell_nobody)
+    assert row.n_bytes <= limit
+    assert choose_recipe(asked, N, DIM, VectorDtype.F16).n_bytes == pytest.approx(row.n_bytes, rel=0.1)
+    assert warnings == []
+
+
 def test_an_index_over_its_memory_is_said(ann_index: Path) -> None:
     _, warnings = rebuild_generation(ann_index, AnnOptions(kind="ivf", max_memory_bytes=1000), tell_nobody)
-    assert "--max-index-memory 1,000" in warnings[0]
+    assert "--max-index-memory 1,000; there are no smaller codes" in warnings[0]
 
 
 @pytest.mark.parametrize(("text", "n"), [("4G", 4 * 1024**3), ("1.5m", 1_572_864), ("10 KiB", 10_240), ("7", 7)])

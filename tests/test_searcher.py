@@ -173,6 +173,12 @@ def test_a_batch_gives_what_its_queries_give_alone_to_the_last_bit(
             assert [list(hits) for hits in batch] == [list(searcher.search(q, 8, where=where)) for q in queries]
 
 
+@pytest.mark.parametrize("form", [tuple, iter, np.array, dict.fromkeys])
+def test_queries_may_come_from_any_iterable(world: tuple[Path, Oracle], form: Callable[[list[str]], Any]) -> None:
+    with searching(world[0]) as searcher:
+        assert searcher.search_batch(form(QUERIES), 3) == searcher.search_batch(QUERIES, 3)
+
+
 def test_without_text_all_else_is_the_same(world: tuple[Path, Oracle]) -> None:
     with searching(world[0]) as searcher:
         full, bare = searcher.search("x"), searcher.search("x", with_text=False)

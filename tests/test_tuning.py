@@ -66,6 +66,7 @@ def test_a_target_that_cannot_be_reached_is_said(ann_index: Path) -> None:
     tuning = tune_generation(ann_index, None, tell_nobody)
     assert not tuning.is_reached
     assert tuning.target == 0.999
+    assert "(target 0.999, missed)" in generation_text(row.to_json())
 
 
 def test_tuning_for_another_target_changes_the_row_alone(ann_index: Path) -> None:
@@ -77,6 +78,7 @@ def test_tuning_for_another_target_changes_the_row_alone(ann_index: Path) -> Non
     assert tuning.is_reached
     assert after.details["search"] == tuning.chosen.to_json()
     assert after.details["target_recall"] == 0.8
+    assert "(target 0.8)" in generation_text(after.to_json())
     meeting = [point for point in tuning.points if point.sure_recall >= 0.8]
     assert tuning.chosen == min(meeting, key=lambda point: point.latency_ms)
     needed = int(str(row.details["search"]["probes"]))  # type: ignore[index, call-overload]

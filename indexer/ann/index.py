@@ -69,15 +69,22 @@ def empty_index(recipe: Recipe, dim: int) -> Any:  # noqa: ANN401 - faiss is unt
     try:
         index = faiss.index_factory(dim, recipe.factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        msg = (
-            f"--kind {recipe.factory!r} gives no index of {dim} dimensions: {said(error)}; "
-            "choose auto, flat, ivf, hnsw, cagra, or another FAISS factory string"
-        )
-        raise UsageError(msg) from error
+        raise _no_index(recipe, dim, said(error)) from error
     inner = _innermost(index)
+    if isinstance(inner, faiss.IndexIDMap):
+        raise _no_index(recipe, dim, "ids are slots, and need no map")
+    if getattr(inner, "nlist", 1) < 1:
+        raise _no_index(recipe, dim, "it has no list")
     if hasattr(inner, "do_polysemous_training"):  # a minute for PQ32, and for a search that is never made here
         inner.do_polysemous_training = False
     return index
+
+
+def _no_index(recipe: Recipe, dim: int, reason: str) -> UsageError:
+    return UsageError(
+        f"--kind {recipe.factory!r} gives no index of {dim} dimensions: {reason}; "
+        "choose auto, flat, ivf, hnsw, cagra, or another FAISS factory string"
+    )
 
 
 def unevenness(index: Any) -> float:  # noqa: ANN401 - faiss is untyped

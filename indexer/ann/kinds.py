@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from indexer.config import VectorDtype
+from indexer.config import VectorDtype, whole_number
 from indexer.errors import UsageError
 
 TARGET_RECALL = 0.95
@@ -24,6 +24,7 @@ _HNSW_LINKS = 32
 GRAPH_DEGREE = 64
 LEAST_FOR_CAGRA = 1_000  # https://github.com/facebookresearch/faiss/issues/4260: over 3 or 4 vectors it never ends
 _ID_BYTES = 8
+_LIST_BYTES = 8  # its length
 
 
 class Kind(StrEnum):
@@ -61,8 +62,8 @@ class AnnOptions:
     def of(cls, kind: str | None, target_recall: float | None, max_index_memory: int | str | None) -> AnnOptions:
         """Return what a caller asks for, who may write the memory as text, e.g. 4G."""
         limit = max_index_memory
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
-            limit = parse_bytes(str(limit), "max-index-memory")
+        if isinstance(limit, str):
+            limit = parse_bytes(limit, "max-index-memory")
         return cls(kind=kind, target_recall=target_recall, max_memory_bytes=limit)
 
     def __post_init__(self) -> None:
@@ -71,10 +72,9 @@ class AnnOptions:
         if recall is not None and not (isinstance(recall, float | int) and 0 < recall <= 1):
             msg = f"--target-recall is {recall!r}; it must be a number above 0 and at most 1"
             raise UsageError(msg)
-        if self.max_memory_bytes is not None and self.max_memory_bytes < 1:
-            msg = f"--max-index-memory is {self.max_memory_bytes}; it must be at least 1 byte"
-            raise UsageError(msg)
-        if self.kind is not None and self.kind in {"", Kind.FACTORY}:
+        if self.max_memory_bytes is not None:
+            object.__setattr__(self, "max_memory_bytes", whole_number(self.max_memory_bytes, "max-index-memory", 1))
+        if self.kind is not None and (not isinstance(self.kind, str) or self.kind in {"", Kind.FACTORY}):
             msg = (
                 f"--kind is {self.kind!r}; choose auto, flat, ivf, hnsw, cagra, or a FAISS factory string such as "
                 "IVF256,PQ32"
@@ -166,16 +166,24 @@ def choose_recipe(options: AnnOptions, n_rows: int, dim: int, dtype: VectorDtype
 
 def _ivf(n_rows: int, dim: int, limit: float) -> Recipe:
     lists = min(2 ** round(math.log2(math.sqrt(max(n_rows, 1)))), max(n_rows // _TRAINING_PER_LIST, 1))
-    centres = lists * dim * 4
     recipes = [
-        Recipe(kind=Kind.IVF, factory=f"IVF{lists},{code}", copies=copies, n_bytes=slots * (n + _ID_BYTES) + centres)
-        for code, n, slots, copies in _codes(n_rows, dim, lists)
+        Recipe(
+            kind=Kind.IVF,
+            factory=f"IVF{lists},{code}",
+            copies=copies,
+            n_bytes=slots * (n + _ID_BYTES) + (lists + table) * dim * 4 + lists * _LIST_BYTES,
+        )
+        for code, n, table, slots, copies in _codes(n_rows, dim, lists)
     ]
     return next((recipe for recipe in recipes if recipe.n_bytes <= limit), min(recipes, key=lambda each: each.n_bytes))
 
 
-def _codes(n_rows: int, dim: int, lists: int) -> Iterator[tuple[str, int, int, int]]:
-    """Yield codes, the most wanted first: name, bytes of a code, room in the lists in codes, copies of a vector."""
+def _codes(n_rows: int, dim: int, lists: int) -> Iterator[tuple[str, int, int, int, int]]:
+    """Yield codes, the most wanted first.
+
+    Each is its name, the bytes of a code, the vectors of its table, the room in the lists in codes, and the copies of a
+    vector.
+    """
     plain = "SQ8" if dim < _ONE_BIT_DIM else "RaBitQ"
     plain_bytes = dim if dim < _ONE_BIT_DIM else math.ceil(dim / 8) + 8
     parts = next(dim // width for width in (3, 4, 2, 1) if dim % width == 0)
@@ -183,7 +191,7 @@ def _codes(n_rows: int, dim: int, lists: int) -> Iterator[tuple[str, int, int, i
     for copies in (2, 1) if lists > 1 else (1,):
         n = n_rows * copies
         if dim >= _ONE_BIT_DIM and n_rows >= _PQ_ROWS and n * (fast_bytes + _ID_BYTES) <= _FAST_BYTES:
-            yield f"PQ{parts}x4fs", fast_bytes, n + lists * _FAST_BLOCK // 2, copies
-        yield plain, plain_bytes, n, copies
+            yield f"PQ{parts}x4fs", fast_bytes, 2**4, n + lists * _FAST_BLOCK // 2, copies
+        yield plain, plain_bytes, 0, n, copies
     if n_rows >= _PQ_ROWS:
-        yield from ((f"PQ{m}", m, n_rows, 1) for m in (32, 16, 8) if dim % m == 0 and m < plain_bytes)
+        yield from ((f"PQ{m}", m, 2**8, n_rows, 1) for m in (32, 16, 8) if dim % m == 0 and m < plain_bytes)

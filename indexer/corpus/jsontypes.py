@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date, time
-from decimal import Decimal
 from types import NoneType
-from uuid import UUID
-
-import numpy as np
 
 from indexer.corpus.records import MAX_DEPTH
+from indexer.scalars import json_scalar
 
 _SCALARS = (NoneType, bool, int, float, str)
 
 
 def json_types(row: Mapping[str, object]) -> dict[str, object]:
-    """Return a row with dates and times as ISO 8601 strings, decimals and UUIDs as strings, tuples as lists.
-
-    Numbers and strings of numpy become Python's; all else is left as it is.
+    """Return a row with tuples as lists, and single values as `json_scalar` has them; all else is left as it is.
 
     Args:
         row: values as pyarrow, `datasets` or a caller give them.
@@ -34,12 +28,4 @@ def _json_type(value: object, depth: int) -> object:
             return {key: _json_type(item, depth + 1) for key, item in value.items()}
         case list() | tuple():
             return [_json_type(item, depth + 1) for item in value]
-        case date() if value != value:  # pandas' NaT, which is no time at all
-            return None
-        case date() | time():  # a datetime is a date
-            return value.isoformat()
-        case Decimal() | UUID():
-            return str(value)
-        case np.generic():
-            return value.item() if value.dtype.kind in "biufU" else value
-    return value
+    return json_scalar(value)

@@ -8,21 +8,23 @@ from collections.abc import Mapping
 
 from indexer.errors import FilterError
 from indexer.filters.nodes import Scalar, ScalarKind
+from indexer.scalars import json_scalar
 
 
 def scalar(value: object, place: str) -> Scalar:
     """Return a JSON scalar with its kind.
 
     Args:
-        value: what stands in the filter.
+        value: what stands in the filter; dates, scalars of numpy and the like count for what they are in a record.
         place: where it stands, to begin the message with.
 
     Returns:
-        The value as it came; an integer beyond 64 bits stays one until it is bound.
+        The value; an integer beyond 64 bits stays one until it is bound.
 
     Raises:
         FilterError: a list, an object, NaN, Inf, a number beyond the doubles, invalid Unicode, or no JSON value.
     """
+    value = json_scalar(value)
     match value:
         case None:
             return Scalar(ScalarKind.NULL, None)
@@ -45,6 +47,7 @@ def bound(value: object, place: str) -> Scalar:
     Raises:
         FilterError: as `scalar`, and for true, false and null.
     """
+    value = json_scalar(value)
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         msg = f"{place} takes a number or a string, not {show(value)}"
         raise FilterError(msg)

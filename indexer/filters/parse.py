@@ -22,6 +22,7 @@ from indexer.filters.nodes import (
     Scalar,
 )
 from indexer.filters.operands import bound, check_unicode, scalar, show
+from indexer.scalars import json_scalar
 
 MAX_DEPTH = 16
 MAX_CONDITIONS = 256
@@ -178,6 +179,7 @@ def _all_of(parts: Sequence[Filter]) -> Filter:
 
 
 def _existence(name: str, operand: object, place: str) -> Filter:
+    operand = json_scalar(operand)
     if not isinstance(operand, bool):
         msg = f"{place} takes true or false, not {show(operand)}"
         raise FilterError(msg)

@@ -137,7 +137,8 @@ def test_a_metadata_value_keeps_its_type(value: object, tmp_path: Path) -> None:
         (b"a", "a value of type bytes, which has no JSON form"),
         ({1}, "a value of type set"),
         ([object()], "a value of type object"),
-        (np.datetime64("2020-01-01"), "a value of type datetime64"),
+        (np.timedelta64(1, "D"), "a value of type timedelta64"),
+        (np.longdouble(1), "a value of type longdouble"),
         (np.zeros(2), "a value of type ndarray"),
         ({1: 2}, "an object whose key is an integer, not a string"),
         ([float("nan")], "holds nan; a number must be finite"),
@@ -165,6 +166,8 @@ def test_values_that_python_and_numpy_have_beside_json_become_its_like() -> None
             "n": np.int64(3),
             "x": np.float32(0.5),
             "yes": np.bool_(True),
+            "since": np.datetime64("2024-02-03T04:05"),
+            "never": np.datetime64("NaT"),
         }
     )
     assert document.metadata == {
@@ -176,6 +179,8 @@ def test_values_that_python_and_numpy_have_beside_json_become_its_like() -> None
         "n": 3,
         "x": 0.5,
         "yes": True,
+        "since": "2024-02-03T04:05",
+        "never": None,
     }
     assert [type(document.metadata[name]) for name in ("n", "x", "yes")] == [int, float, bool]
 
