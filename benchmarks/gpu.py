@@ -66,32 +66,24 @@ class Bench:
     matrix: int
 
 
-def median_s(work: Callable[[], object], device: str) -> float:
-    """Return the median seconds of some work, its device waited for, behind one run that warms up."""
+def issue_and_median_s(work: Callable[[], object], device: str) -> tuple[float, float]:
+    """Return the median seconds until an idle device has some work, and until it is done, behind one run to warm up."""
     import torch
 
-    times = []
+    issued, done = [], []
     for _ in range(1 + RUNS):
         start = time.perf_counter()
         work()
+        issued.append(time.perf_counter() - start)
         if device == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times[1:]))
+        done.append(time.perf_counter() - start)
+    return float(np.median(issued[1:])), float(np.median(done[1:]))
 
 
-def issue_s(work: Callable[[], object], device: str) -> float:
-    """Return the median seconds until some work is handed to an idle device; what it takes there is not waited for."""
-    import torch
-
-    times = []
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-        if device == "cuda":
-            torch.cuda.synchronize()
-    return float(np.median(times))
+def median_s(work: Callable[[], object], device: str) -> float:
+    """Return the median seconds of some work, its device waited for, behind one run that warms up."""
+    return issue_and_median_s(work, device)[1]
 
 
 def matrix_rate(bench: Bench) -> float:
@@ -131,9 +123,9 @@ def encoder_alone(bench: Bench, shape: Shape, rate: float) -> dict[str, Any]:
         for budget in bench.budgets:
             lengths = np.full(budget // LENGTH, LENGTH, np.int32)
             ids = np.random.default_rng(0).integers(999, 30_000, int(lengths.sum()), dtype=np.int32)
-            pass_s = median_s(lambda: packed(ids, lengths), bench.device)  # noqa: B023
+            issue_s, pass_s = issue_and_median_s(lambda: packed(ids, lengths), bench.device)  # noqa: B023
             rates[budget] = len(lengths) / pass_s
-            issued[budget] = issue_s(lambda: packed(ids, lengths), bench.device) / pass_s  # noqa: B023
+            issued[budget] = issue_s / pass_s
     best = max(rates.values())
     share = best * shape.flop(LENGTH) / rate
     return {

@@ -138,10 +138,6 @@ def run_build(
     return report
 
 
-def _is_full(n_documents: int, n_characters: int) -> bool:
-    return n_documents >= COMMIT_TEXTS or n_characters >= WINDOW_CHARACTERS
-
-
 def _index_fields(store: Store, names: Sequence[str]) -> list[str]:
     unknown = store.index_fields(names)
     return [f"--index-field {name}: no scalar field of this name has a column; it was not indexed" for name in unknown]
@@ -230,28 +226,31 @@ class _Run:
     def _take_all(self, documents: Iterator[Document], source: str, part: tuple[float, float]) -> None:
         """Index a source to its end; `part` is where it begins in all sources, and its share of them."""
         end: float | None = part[0]
-        while window := self._next_window(documents):
+        for window, is_full in self._windows(documents):
             start, place = end, window[-1].place.fraction
             end = None if place is None else part[0] + place * part[1]
             self._ingest.take(window, source, self._teller(len(window), start, end))
             self.n_documents += len(window)
-            if not _is_full(
-                len(window), sum(len(document.text) for document in window)
-            ):  # a source that is slow, or at its end
+            if not is_full:  # a source that is slow, or at its end
                 self._ingest.drain()
         self._ingest.drain()
 
-    def _next_window(self, documents: Iterator[Document]) -> list[Document]:
-        window: list[Document] = []
-        n_characters = 0
-        deadline_s = time.monotonic() + COMMIT_SECONDS
-        with self._watch.stage("read"):
-            for document in documents:
-                window.append(document)
-                n_characters += len(document.text)
-                if _is_full(len(window), n_characters) or time.monotonic() >= deadline_s:
-                    break
-        return window
+    def _windows(self, documents: Iterator[Document]) -> Iterator[tuple[list[Document], bool]]:
+        """Yield windows, each with whether it is full; one that is not was due, or is the last."""
+        while True:
+            window: list[Document] = []
+            n_characters, is_full = 0, False
+            deadline_s = time.monotonic() + COMMIT_SECONDS
+            with self._watch.stage("read"):
+                for document in documents:
+                    window.append(document)
+                    n_characters += len(document.text)
+                    is_full = len(window) >= COMMIT_TEXTS or n_characters >= WINDOW_CHARACTERS
+                    if is_full or time.monotonic() >= deadline_s:
+                        break
+            if not window:
+                return
+            yield window, is_full
 
     def _teller(self, size: int, start: float | None, end: float | None) -> Callable[[float], None]:
         """Return what tells how far a window of so many documents is, which covers [start, end] of the sources."""

@@ -229,22 +229,26 @@ class Ingest:
             return
         items: list[Pending] = []
         spans: list[list[tuple[int, int]]] = []
+        n_passages = 0
         for item, cut in self._cut(fresh):
-            if items and sum(map(len, spans)) + len(cut) > self._group_passages:
+            if items and n_passages + len(cut) > self._group_passages:
                 yield self._start(window, items, spans)
-                items, spans = [], []
+                items, spans, n_passages = [], [], 0
             items.append(item)
             spans.append(cut)
+            n_passages += len(cut)
         yield self._start(window, items, spans)
 
     def _cut(self, fresh: Sequence[Pending]) -> Iterator[tuple[Pending, list[tuple[int, int]]]]:
         """Yield documents with their passages, cut some at a time."""
         some: list[Pending] = []
+        n_characters = 0
         for item in fresh:
             some.append(item)
-            if sum(len(each.document.text) for each in some) >= _CUT_CHARACTERS:
+            n_characters += len(item.document.text)
+            if n_characters >= _CUT_CHARACTERS:
                 yield from self._with_passages(some)
-                some = []
+                some, n_characters = [], 0
         yield from self._with_passages(some)
 
     def _with_passages(self, items: Sequence[Pending]) -> Iterator[tuple[Pending, list[tuple[int, int]]]]:

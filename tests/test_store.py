@@ -29,6 +29,7 @@ from indexer.maintenance.verify import verify_index
 from indexer.storage.changes import Changes, NewDocument, PassageRow
 from indexer.storage.database import connect_writer
 from indexer.storage.metadata import MetadataTable
+from indexer.storage.rows import DocumentRows
 from indexer.storage.snapshot import SnapshotReader
 from indexer.storage.store import Store
 
@@ -116,9 +117,9 @@ def test_a_changed_text_is_a_tombstone_and_an_append_and_a_delete_leaves_a_tombs
 
 STEPS = {
     "check": (Store, "_check_rows_stand"),
-    "remove": (Store, "_remove"),
-    "rewrite": (Store, "_rewrite"),
-    "append": (Store, "_append"),
+    "remove": (DocumentRows, "remove"),
+    "rewrite": (DocumentRows, "rewrite"),
+    "append": (DocumentRows, "append"),
     "metadata rows": (MetadataTable, "add"),
     "catalogue": (MetadataTable, "finish"),
 }

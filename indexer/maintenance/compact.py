@@ -54,7 +54,8 @@ def compact_index(directory: Path, on_progress: OnProgress = tell_nobody) -> Com
         StorageError: the file system refused; the index is as it was, or compacted but for its free pages.
     """
     require_faiss()
-    with closing(SnapshotReader(directory)), writer_lock(directory), closing(Store.open(directory)) as store:
+    SnapshotReader(directory).close()  # says so when there is no index
+    with writer_lock(directory), closing(Store.open(directory)) as store:
         bytes_before = directory_bytes(directory)
         asked = asked_before(store)
         dropped = store.n_dead()

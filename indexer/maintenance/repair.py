@@ -73,8 +73,8 @@ def repair_index(
     if not path.exists():
         msg = f"{directory} is not an index (no {DATABASE} in it); restore a backup, or build it anew"
         raise IndexNotFoundError(msg)
-    with suppress(IndexCorruptError, StorageError), closing(connect_writer(path)):
-        pass  # another application's, or of a newer format, it is refused before anything is touched
+    with suppress(IndexCorruptError, StorageError):
+        connect_writer(path).close()  # refuses what is not ours, or newer, before anything is touched
     report = RepairReport()
     with writer_lock(directory):
         try:

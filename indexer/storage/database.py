@@ -61,7 +61,7 @@ def connect_writer(path: Path, *, creates: bool = False) -> sqlite3.Connection:
         try:
             _set_limits(connection)
             if not creates:
-                check_application(connection, path)
+                _check_application(connection, path)
             for pragma in (
                 "journal_mode = TRUNCATE",
                 "synchronous = FULL",
@@ -231,7 +231,8 @@ def _checked_reader(path: Path) -> sqlite3.Connection:
     try:
         for pragma in ("query_only = ON", "trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
             connection.execute(f"PRAGMA {pragma}")
-        check_format(connection, path)
+        _check_application(connection, path)
+        check_tables(connection, path)
     except sqlite3.OperationalError:
         connection.close()
         raise
@@ -244,22 +245,19 @@ def _checked_reader(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def check_format(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a database that is not ours, or newer than this version, or has other tables than an index.
+def check_tables(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a database of ours that has other tables than an index.
 
     Raises:
-        IndexNotFoundError: a build was cut off before anything was committed.
-        IndexFormatError: another application's database, or a newer format.
-        IndexCorruptError: it has other tables than an index, or anything beside them.
+        IndexCorruptError: it has other tables, or anything beside them.
     """
-    check_application(connection, path)
     if stranger := next(strangers(connection), None):
         hint = "" if stranger.startswith("no ") else ": if you made it, DROP it and keep it in a database of its own"
         msg = f"{path} has not the tables of an index ({stranger}{hint}); {mend(path.parent)}"
         raise IndexCorruptError(msg)
 
 
-def check_application(connection: sqlite3.Connection, path: Path) -> None:
+def _check_application(connection: sqlite3.Connection, path: Path) -> None:
     """Refuse a database that is not ours, or newer than this version; its tables may be damaged.
 
     Raises:

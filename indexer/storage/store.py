@@ -16,14 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.config import VectorDtype
-from indexer.documents import Document, JsonValue
+from indexer.documents import JsonValue
 from indexer.errors import IndexCorruptError, IndexerError, StorageError
-from indexer.storage.changes import Changes, NewDocument
-from indexer.storage.database import CommitError, Meta, check_format, connect_writer, transaction, translated
+from indexer.storage.changes import Changes
+from indexer.storage.database import CommitError, Meta, check_tables, connect_writer, transaction, translated
 from indexer.storage.files import DATABASE, discard, is_own_name, open_regular, storage_errors, sync_directory
 from indexer.storage.generations import GenerationRow, insert_generation, keep_asked
 from indexer.storage.holdings import Holdings
-from indexer.storage.metadata import MetadataTable, create_indexes, selective_columns
+from indexer.storage.metadata import create_indexes, selective_columns
+from indexer.storage.rows import DocumentRows
 from indexer.storage.schema import migrate
 from indexer.storage.seal import seal
 from indexer.storage.totals import Totals, count_totals, keep_totals, read_totals
@@ -127,7 +128,7 @@ class Store(Holdings):
         connection = connect_writer(path)
         try:
             with translated(path):
-                check_format(connection, path)
+                check_tables(connection, path)
             with storage_errors(directory):
                 return cls(directory, connection, without_vectors=without_vectors)
         except BaseException:
@@ -195,13 +196,13 @@ class Store(Holdings):
             raise StorageError(msg)
         crc = self._append_vectors(rows) if len(rows) else 0
         with self.changing() as sql:
-            metadata = MetadataTable(sql)
+            documents = DocumentRows(sql)
             gone = changes.gone + [new.replaces for new in changes.appended if new.replaces is not None]
             totals = read_totals(sql, self._path).after(count_totals(sql, gone), Totals.of(changes.appended))
-            self._remove(gone, metadata)
-            self._rewrite(changes.rewritten, metadata)
-            self._append(changes.appended, metadata)
-            metadata.finish()
+            documents.remove(gone)
+            documents.rewrite(changes.rewritten)
+            documents.append(changes.appended, self.last_row_id() + 1, self.n_rows)
+            documents.finish()
             keep_totals(sql, totals)
             if len(rows):
                 sql.execute("INSERT INTO blocks VALUES (?, ?, ?)", (self.n_rows, len(rows), crc))
@@ -378,43 +379,6 @@ class Store(Holdings):
             msg = f"{self._path} was written by another process in spite of the lock; nothing was committed, run again"
             raise StorageError(msg)
         return meta.count("seq")
-
-    def _remove(self, row_ids: Sequence[int], metadata: MetadataTable) -> None:
-        if not row_ids:
-            return
-        metadata.remove(row_ids)
-        chosen, parameter = "SELECT value FROM json_each(?)", (json.dumps(row_ids),)
-        self._sql.execute(f"UPDATE passages SET document = NULL WHERE document IN ({chosen})", parameter)
-        self._sql.execute(f"DELETE FROM documents WHERE row_id IN ({chosen})", parameter)
-
-    def _rewrite(self, rewritten: Sequence[tuple[int, Document, int]], metadata: MetadataTable) -> None:
-        if not rewritten:
-            return
-        metadata.remove([row_id for row_id, _, _ in rewritten])
-        self._sql.executemany(
-            "UPDATE documents SET metadata = ?, content_hash = ?, source = ?, line = ? WHERE row_id = ?",
-            [(d.metadata_json(), d.content_hash(), source, d.place.line, row_id) for row_id, d, source in rewritten],
-        )
-        metadata.add([(row_id, document.metadata) for row_id, document, _ in rewritten])
-
-    def _append(self, appended: Sequence[NewDocument], metadata: MetadataTable) -> None:
-        if not appended:
-            return
-        numbered = list(enumerate(appended, self.last_row_id() + 1))
-        self._sql.executemany(
-            "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [
-                (row_id, d.id, d.text, d.metadata_json(), d.content_hash(), new.source, d.place.line)
-                for row_id, new in numbered
-                for d in (new.document,)
-            ],
-        )
-        owners = ((row_id, passage) for row_id, new in numbered for passage in new.passages)
-        self._sql.executemany(
-            "INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [(slot, row_id, *passage) for slot, (row_id, passage) in enumerate(owners, self.n_rows)],
-        )
-        metadata.add([(row_id, new.document.metadata) for row_id, new in numbered])
 
     def _remove_strays(self) -> None:
         named = {self.vector_file} | {row.name for row in self.generations()}
